@@ -9,6 +9,7 @@ __all__ = ['SCHEMA', 'protocol_id', 'Store']
 import hashlib, json, sqlite3
 from pathlib import Path
 import numpy as np
+from fastcore.basics import patch
 
 from .core import provenance
 
@@ -47,8 +48,6 @@ class Store:
         return "{} measurements under {} protocols, {} outcomes".format(*counts)
 
 # %% ../nbs/27_store.ipynb #c009
-from fastcore.basics import patch
-
 @patch
 def put(self:Store,
     description:dict, # the protocol
