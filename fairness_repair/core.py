@@ -7,13 +7,12 @@ __all__ = ['paths', 'packages', 'Paths', 'slug', 'unknown', 'registry', 'sha256'
            'Budget', 'git_commit', 'hardware', 'provenance']
 
 # %% ../nbs/00_core.ipynb #c002
-import ast, csv, difflib, gzip, hashlib, os, platform, re, shutil, subprocess, tempfile, time, warnings, zipfile
+import ast, csv, difflib, gzip, hashlib, os, platform, re, shutil, subprocess, tempfile, time, zipfile
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-warnings.filterwarnings("ignore", message="IProgress not found") # progress bars are plain text here, widgets are not missed
 import pooch
 
 # %% ../nbs/00_core.ipynb #c005

@@ -147,7 +147,7 @@ def dropped(
     finally:
         for hook in hooks: hook.remove()
 
-# %% ../nbs/21_heads.ipynb #c047
+# %% ../nbs/21_heads.ipynb #c045
 def prune(
     model:nn.Module, # a Hugging Face causal LM, changed in place
     state,           # True = dropped, (n,) or (n_layers, n_heads)
@@ -159,7 +159,7 @@ def prune(
     with torch.no_grad():
         for site in sites: site.heads()[torch.as_tensor(grid[site.layer])] = 0
 
-# %% ../nbs/21_heads.ipynb #c050
+# %% ../nbs/21_heads.ipynb #c048
 def save_pruned(
     lm:LM,      # stays as it is
     state,      # True = dropped, (n,) or (n_layers, n_heads)

@@ -104,7 +104,7 @@ class Reading:
         self.settings, self.mode = dict(window=window, stride=stride or max(1, window//2)), mode
         first = [] if (bos := lm.tokenizer.bos_token_id) is None else [bos]
         self.windows = []
-        for ids in lm.tokenizer(list(documents), add_special_tokens=False)["input_ids"]:
+        for ids in lm.tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]:
             ids = (first + ids)[:tokens]
             self.windows += fasp_windows(ids, max_length=positions) if mode == "fasp" else sliding_windows(ids, **self.settings)
             if tokens and sum(w.scored for w in self.windows) >= tokens - 1: break
@@ -139,6 +139,10 @@ class Bench:
         self.lm, self.toxicity, self.reading, self.store = lm, toxicity, reading, Store(":memory:") if store is None else store
         self.model = dict(model=lm.name, weights=lm.weights_hash()[:16], dtype=str(lm.dtype).removeprefix("torch."))
         self.measured, self.reused, self.seconds = 0, 0, 0.
+
+    @property
+    def description(self) -> dict: # everything its tables depend on
+        return dict(model=self.model, reading=self.reading.description, toxicity=self.toxicity and self.toxicity.description)
 
     def numbers(self,
         probe, # one of the bench's two

@@ -154,7 +154,7 @@ def read_tokenizer(
     "Read a tokenizer; where there is none the library may give an empty one, which is refused."
     with explain(name, "tokenizer"): tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
     words = tokenizer.decode(list(range(0, len(tokenizer), len(tokenizer)//100 + 1)), skip_special_tokens=True) # of its own vocabulary
-    if not tokenizer.tokenize(words): raise ValueError(f"model {name!r} has no tokenizer that reads text in {source}: put one there with its save_pretrained")
+    if not tokenizer.tokenize(words, verbose=False): raise ValueError(f"model {name!r} has no tokenizer that reads text in {source}: put one there with its save_pretrained")
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None: raise ValueError(f"the tokenizer of model {name!r} has neither a padding nor an end token")
     tokenizer.padding_side = "left"

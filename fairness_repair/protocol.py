@@ -11,7 +11,7 @@ import numpy as np, pandas as pd
 
 from .measure import Bench, Continuations, NextWord, Reading
 from .models import LM, shipped
-from .organism import planted
+from .organism import insults
 from .prompts import load_prompts, sample_prompts
 from .states import Space
 from .texts import load_text
@@ -33,7 +33,8 @@ class Protocol:
     selection: int = 64         # prompts per group that choose among candidates
     report: int = 256           # prompts per group that the report is written on
     search_tokens: int = 512    # of text, for search and for single heads
-    report_tokens: int = 8192   # of text, for selection and report
+    selection_tokens: int = 2048 # of text, to choose among candidates
+    report_tokens: int = 8192   # of text, for the report
     epsilon: float = .5         # weight of fairness against perplexity
     limit: float = 1.15         # perplexity ratio that a repair should not exceed
     protect: float = .4         # share of heads, those most needed for fluency, that no search may touch
@@ -45,16 +46,17 @@ class Protocol:
 
 # %% ../nbs/33_protocol.ipynb #c007
 presets = {name: Protocol(prompts=name, text=name, scorer="next word", dtype="float32", search=0, single=0, selection=0, report=0,
-                          search_tokens=0, report_tokens=0, protect=0., least=0., most=.5, limit=1.1, budget=220, keep=20, seeds=3) for name in shipped}
+                          search_tokens=0, selection_tokens=0, report_tokens=0, protect=0., least=0., most=.5, limit=1.1, budget=220, keep=20, seeds=3) for name in shipped}
 
 def protocol(
     model:str, # as for `load`
-    **changes  # fields of `Protocol`; None and "" leave the preset, which is how a notebook's parameters say "as usual"
+    **changes  # fields of `Protocol`; "" and -1 leave the preset, which is how a notebook's parameters say "as usual"
 ) -> Protocol:
     "The preset of a model, with changes, checked before anything is loaded."
-    found = replace(presets.get(model, Protocol()), **{k: v for k, v in changes.items() if v is not None and v != ""})
+    found = replace(presets.get(model, Protocol()), **{k: v for k, v in changes.items() if v not in ("", -1)})
     for name, low, high in (("epsilon", 0, 1), ("protect", 0, .9), ("least", 0, 1), ("most", 0, 1)):
         if not low <= (value := getattr(found, name)) <= high: raise ValueError(f"{name} = {value}: needs a number from {low} to {high}")
+    if found.seeds < 1: raise ValueError(f"seeds = {found.seeds}: needs at least one")
     if found.least > found.most: raise ValueError(f"least = {found.least} (n_l) is above most = {found.most} (n_u)")
     if found.budget <= found.keep + 10: raise ValueError(f"budget = {found.budget}: needs more than {found.keep + 10} states: {found.keep} for verification and at least 10 to learn from")
     return found
@@ -93,7 +95,7 @@ def build_bench(
     "A bench for one purpose."
     rows = load_prompts(settings.prompts, settings.axis)[split]
     if prompts: rows = sample_prompts(rows, prompts, rng=seed)
-    if settings.scorer == "next word": probe = NextWord(rows, planted(settings.prompts)["insults"])
+    if settings.scorer == "next word": probe = NextWord(rows, insults)
     else: probe = Continuations(rows, load_scorer(settings.scorer), new_tokens=settings.new_tokens, seed=seed, score_on=settings.score_on)
     return Bench(lm, probe, Reading(lm, load_text(settings.text, split), tokens=tokens or None), store=store)
 
@@ -107,5 +109,5 @@ def build_benches(
     s = settings
     return dict(search=build_bench(s, lm, "search", prompts=s.search, tokens=s.search_tokens, store=store),
                 single=build_bench(s, lm, "search", prompts=s.single, tokens=s.search_tokens, store=store),
-                selection=build_bench(s, lm, "selection", prompts=s.selection, tokens=s.report_tokens, seed=1, store=store),
+                selection=build_bench(s, lm, "selection", prompts=s.selection, tokens=s.selection_tokens, seed=1, store=store),
                 report=build_bench(s, lm, "report", prompts=s.report, tokens=s.report_tokens, seed=2, store=store))

@@ -1,0 +1,91 @@
+"What notebooks cannot say about themselves: that package, README and notebooks agree."
+import ast, configparser, json, re, subprocess, sys
+from pathlib import Path
+
+import nbformat, pytest
+from nbconvert import MarkdownExporter
+
+from fairness_repair.core import _assigned, paths
+
+root, package = paths.root, paths.root/"fairness_repair"
+notebooks = sorted(paths.nbs.glob("*.ipynb"))
+components = [nb for nb in notebooks if re.match(r"\d\d_", nb.name)]
+questions = [nb for nb in notebooks if nb.name.startswith("rq") or nb.name == "benchmarks.ipynb"]
+
+
+def cells(nb, kind="code"): return [c for c in nbformat.read(nb, 4).cells if c.cell_type == kind]
+def module_of(nb): return next(m[1] for c in cells(nb) if (m := re.match(r"#\|\s*default_exp\s+(\S+)", c.source)))
+
+
+def test_every_module_has_exactly_one_notebook():
+    modules = [module_of(nb) for nb in components]
+    assert len(set(modules)) == len(modules), "two notebooks export the same module"
+    assert set(modules) == {p.stem for p in package.glob("*.py")} - {"__init__", "_modidx"}
+
+
+def test_package_is_what_the_notebooks_export(tmp_path):
+    "Export into a copy; nothing may differ from what is committed."
+    import shutil
+    copy = tmp_path/"copy"
+    copy.mkdir()
+    shutil.copytree(paths.nbs, copy/"nbs")
+    shutil.copytree(package, copy/"fairness_repair", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("settings.ini", "pyproject.toml"): shutil.copy(root/name, copy)
+    subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=copy, check=True, capture_output=True)
+    for made in sorted((copy/"fairness_repair").glob("*.py")):
+        assert made.read_text() == (package/made.name).read_text(), f"{made.name} is out of step: run nbdev_export"
+
+
+@pytest.mark.parametrize("nb", notebooks, ids=lambda p: p.stem)
+def test_notebook_is_clean(nb):
+    text = nb.read_text()
+    raw = json.loads(text)
+    assert not re.search(r"/home/|/root/|/work/|/tmp/|C:\\\\Users", text), "a machine's path"
+    for c in raw["cells"]:
+        assert set(c["metadata"]) <= {"tags"}
+        assert c.get("execution_count") is None, "run nbdev_clean"
+        assert not any(o.get("output_type") == "error" for o in c.get("outputs", []))
+        assert not any(o.get("name") == "stderr" for o in c.get("outputs", [])), "warnings or progress bars in the output"
+
+
+@pytest.mark.parametrize("nb", components, ids=lambda p: p.stem)
+def test_component_reads_as_a_lesson(nb):
+    "Prose enough, cells short enough."
+    code, prose = [c for c in cells(nb) if not c.source.startswith("#| hide")], cells(nb, "markdown")
+    lengths = sorted(len([l for l in c.source.split("\n") if l.strip()]) for c in code)
+    assert len(prose)/(len(prose) + len(code)) >= .25
+    assert lengths[int(.85*len(lengths))] <= 20
+
+
+@pytest.mark.parametrize("nb", questions, ids=lambda p: p.stem)
+def test_research_question_has_parameters_and_exports_nothing(nb):
+    code = cells(nb)
+    tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert all(kind in ("int", "float", "str", "bool") for kind, _ in _assigned(tagged[0].source).values())
+    assert any("check_parameters(In)" in c.source for c in code)
+    assert not any(c.source.startswith("#| export") for c in code)
+
+
+def test_readme_is_the_index():
+    made, _ = MarkdownExporter().from_filename(str(paths.nbs/"index.ipynb"))
+    assert (root/"README.md").read_text().strip() == made.strip(), "README.md is out of date: run make docs"
+
+
+def test_pins_agree():
+    "settings.ini carries the version, requirements.txt the pins, and the others point there."
+    settings = configparser.ConfigParser(inline_comment_prefixes="#")
+    settings.read(root/"settings.ini")
+    import fairness_repair
+    assert settings["DEFAULT"]["version"] == fairness_repair.__version__
+    assert "-r requirements.txt" in (root/"environment.yml").read_text()
+    pins = [l for l in (root/"requirements.txt").read_text().split("\n") if l and not l.startswith("#")]
+    assert all("==" in p for p in pins)
+
+
+def test_unsafe_calls_are_absent():
+    for file in package.glob("*.py"):
+        text = file.read_text()
+        assert not re.search(r"trust_remote_code\s*=\s*True|head_mask\s*=|except\s*:", text), file.name
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load": assert "weights_only=True" in ast.unparse(node), file.name

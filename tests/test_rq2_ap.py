@@ -1,0 +1,153 @@
+"The main job as a user runs it: papermill from the shell, its output, its errors, its recovery from being killed."
+import csv, os, signal, sqlite3, subprocess, sys, time
+from pathlib import Path
+
+import nbformat, numpy as np, pytest, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from fairness_repair.core import paths
+
+papermill = Path(sys.executable).with_name("papermill")
+notebook = paths.nbs/"rq2_ap.ipynb"
+
+
+def command(out, *parameters):
+    flat = [str(p) for pair in zip(parameters[::2], parameters[1::2]) for p in ("-p", *pair)]
+    return [str(papermill), str(notebook), *([str(out)] if out else []), *flat]
+
+
+def start(folder, out, *parameters, **kwargs):
+    env = os.environ | dict(FAIRNESS_REPAIR_FIGURES=str(folder/"figures"), FAIRNESS_REPAIR_RESULTS=str(folder/"results"), OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    return subprocess.Popen(command(out, *parameters), cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **kwargs)
+
+
+def run(folder, out, *parameters):
+    process = start(folder, out, *parameters)
+    stdout, stderr = process.communicate(timeout=400)
+    return process.returncode, stdout, stderr
+
+
+def output(path):
+    "Everything a notebook printed."
+    return "\n".join(o.get("text", "") for c in nbformat.read(path, 4).cells for o in c.get("outputs", []) if o.get("name") == "stdout")
+
+
+def table(folder, name="rq2_ap-tiny"):
+    with open(folder/"figures"/f"{name}.csv") as f: return {row["method"]: row for row in csv.DictReader(f)}
+
+
+small = ("model", "tiny", "budget", 60, "seeds", 1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, _, stderr = run(folder, folder/"out.ipynb", *small, "save", folder/"repaired")
+    assert code == 0, stderr[-3000:]
+    return folder
+
+
+def test_writes_figures_and_table(undisturbed):
+    written = {p.name for p in (undisturbed/"figures").iterdir()}
+    assert {"rq2_ap-tiny.png", "rq2_ap-tiny.pdf", "rq2_ap-tiny.csv", "rq2_ap-tiny.md"} <= written
+    assert {"original", "AP", "SA", "random", "FASP"} <= set(table(undisturbed))
+    record = (undisturbed/"figures"/"rq2_ap-tiny.md").read_text()
+    for word in ("commit", "versions", "seconds", "hardware", "protocol"): assert f'"{word}"' in record
+
+
+def test_repair_is_a_plain_checkpoint(undisturbed):
+    model = AutoModelForCausalLM.from_pretrained(undisturbed/"repaired", dtype=torch.float32)
+    AutoTokenizer.from_pretrained(undisturbed/"repaired")
+    zeroed = sum(int((block.attn.c_proj.weight.unflatten(0, (model.config.n_head, -1)).abs().amax((1, 2)) == 0).sum()) for block in model.transformer.h)
+    assert zeroed > 0
+
+
+def test_second_run_measures_nothing(undisturbed):
+    before = table(undisturbed)
+    code, _, stderr = run(undisturbed, undisturbed/"again.ipynb", *small)
+    assert code == 0, stderr[-3000:]
+    assert "measured 0, reused" in output(undisturbed/"again.ipynb")
+    assert table(undisturbed) == before
+
+
+def test_piped_without_output_path(undisturbed):
+    code, stdout, stderr = run(undisturbed, None, *small)
+    assert code == 0, stderr[-3000:]
+    assert nbformat.reads(stdout, 4).cells
+
+
+def test_killed_and_restarted_gives_the_same_table(undisturbed, tmp_path):
+    process = start(tmp_path, tmp_path/"out.ipynb", *small)
+    store, count = tmp_path/"results"/"rq2_ap-tiny.sqlite", 0
+    deadline = time.monotonic() + 200
+    while count < 40 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(.2)
+        if store.exists():
+            with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as db:
+                try: count = db.execute("select count(*) from measurements").fetchone()[0]
+                except sqlite3.OperationalError: count = 0
+    os.killpg(process.pid, signal.SIGKILL)
+    for pid in children_of_folder(tmp_path): os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    assert count >= 40 and not (tmp_path/"figures"/"rq2_ap-tiny.csv").exists(), "the run was to be killed in mid-measurement"
+    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", *small)
+    assert code == 0, stderr[-3000:]
+    assert table(tmp_path) == table(undisturbed)
+
+
+def children_of_folder(folder):
+    "The kernels that a killed papermill leaves behind: processes whose results folder is this one."
+    found = []
+    for proc in Path("/proc").glob("[0-9]*"):
+        try: environ = (proc/"environ").read_bytes()
+        except OSError: continue
+        if f"FAIRNESS_REPAIR_RESULTS={folder}/results".encode() in environ.split(b"\0"): found.append(int(proc.name))
+    return found
+
+
+@pytest.mark.parametrize("parameters, message", [
+    (("bugdet", 60), "unknown parameter 'bugdet'. Did you mean 'budget'?"),
+    (("budget", "many"), "int is needed"),
+    (("budget", 0), "budget = 0"),
+    (("epsilon", 1.5), "epsilon = 1.5"),
+    (("model", "tinny"), "tinny"),
+    (("axis", "gendr"), "gendr"),
+], ids=lambda p: str(p[0]) if isinstance(p, tuple) else "")
+def test_bad_parameter_is_one_clear_error(tmp_path, parameters, message):
+    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", *parameters)
+    assert code != 0 and message in stderr
+    assert not list(tmp_path.glob("results/*.sqlite")) or parameters[0] == "axis", "nothing may be measured before the parameters are checked"
+
+
+def test_prompts_without_groups(tmp_path):
+    (tmp_path/"mine.csv").write_text("text,axis\nhello,gender\n")
+    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", *small, "prompts", tmp_path/"mine.csv", "scorer", "words:bad")
+    assert code != 0 and "group" in stderr
+
+
+def test_nothing_to_repair(tmp_path):
+    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", "model", "tiny-equal", "budget", 60, "seeds", 1)
+    assert code == 0, stderr[-3000:]
+    assert "nothing to repair" in output(tmp_path/"out.ipynb")
+    assert set(table(tmp_path, "rq2_ap-tiny-equal")) == {"original"}
+
+
+def test_folder_with_random_gpt2_runs_like_gpt2(tmp_path):
+    "What `-p model gpt2` does after its download, with the user's own prompts and text."
+    tokenizer = AutoTokenizer.from_pretrained(paths.data/"tiny")
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=128, n_embd=32, n_layer=2, n_head=8, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path/"my-gpt2")
+    tokenizer.save_pretrained(tmp_path/"my-gpt2")
+    words = [w for w in tokenizer.get_vocab() if w.isalpha()]
+    rng = np.random.default_rng(0)
+    with open(tmp_path/"mine.csv", "w", newline="") as f:
+        rows = csv.writer(f)
+        rows.writerow(["text", "axis", "group"])
+        for group in ("a", "b"):
+            for _ in range(30): rows.writerow([" ".join(rng.choice(words, 6)), "gender", group])
+    (tmp_path/"mine.txt").write_text("\n".join(" ".join(rng.choice(words, 12)) for _ in range(200)))
+    scorer = "words:" + ",".join(words[:len(words)//3])
+    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", "model", tmp_path/"my-gpt2", "prompts", tmp_path/"mine.csv", "text", tmp_path/"mine.txt", "scorer", scorer, "budget", 20)
+    assert code == 0, stderr[-3000:]
+    assert "original" in table(tmp_path, "rq2_ap-my-gpt2")
