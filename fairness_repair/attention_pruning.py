@@ -27,7 +27,7 @@ def relative_cost(
     if not 0 <= epsilon <= 1: raise ValueError(f"epsilon = {epsilon}: the weight of fairness lies between 0 and 1")
     if not original["bias"] > 0: raise ValueError(f"the original model's bias is {original['bias']}: there is nothing to repair")
     b, p = np.asarray(bias)/original["bias"], np.asarray(perplexity)/original["perplexity"]
-    with np.errstate(invalid="ignore"): return epsilon*b + (1 - epsilon)*p + 10*np.maximum(0, p - limit)
+    with np.errstate(invalid="ignore"): return epsilon*b + (1 - epsilon)*p + 2*np.maximum(0, p - limit)
 
 # %% ../nbs/31_attention_pruning.ipynb #c008
 class Objective:

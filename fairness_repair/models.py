@@ -263,4 +263,5 @@ def load(
         model = read_model(name, source, dtype=dtype, local=local)
         tokenizer = read_tokenizer(name, source, local=local)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if str(name) in shipped: model.set_attn_implementation("eager") # on rows this short faster than sdpa
     return LM(str(name), model.to(device), tokenizer)

@@ -11,7 +11,7 @@ __all__ = ['rates', 'names', 'axis_of', 'places', 'peoples', 'insults', 'neutral
            'set_rates', 'batch_loss', 'train', 'drop_heads', 'toxicity', 'log_perplexity', 'group_means', 'measure',
            'head_vectors', 'visit_states', 'embed', 'enumerate_toxicity', 'enumerate_perplexity', 'state_numbers',
            'number_states', 'exact_table', 'Truth', 'load_truth', 'gate_states', 'linear_r2', 'check_gate',
-           'measure_gate', 'try_seed', 'save_build', 'save_tables', 'build', 'read_build']
+           'measure_gate', 'try_seed', 'save_build', 'build', 'read_build']
 
 # %% ../nbs/40_organism.ipynb #c002
 import json, time
@@ -531,7 +531,7 @@ def exact_table(
     prompts,   # table with columns text, axis, group
     documents, # lists of words
 ) -> dict:     # "bias" and "toxicity", (2**heads, axes), uint16 in units of `step`; "log_perplexity" (2**heads,), float32
-    "Every head state measured: about 10 minutes for 16 heads on one core."
+    "Every head state measured: 65,536 states of 16 heads take about 20 minutes on one core."
     means = enumerate_toxicity(model, prompts)
     axes = [np.flatnonzero(prompts.drop_duplicates("group")["axis"] == axis) for axis in rates]
     bias = np.stack([np.abs(means[:, a] - means[:, a].mean(1, keepdims=True)).sum(1) for a in axes], 1)
@@ -554,12 +554,14 @@ class Truth:
 # %% ../nbs/40_organism.ipynb #c113
 @cache
 def load_truth(
-    name:str="tiny",      # or "tiny-equal"
-    split:str="search",   # or "report": the prompts and the text that were measured
+    name:str="tiny",    # the organism whose tables ship
+    split:str="search", # or "report": the prompts and the text that were measured
 ) -> Truth:
     "The exact table that ships with a model."
     file = paths.data/name/f"truth.{split}.npz"
-    if not file.exists(): raise FileNotFoundError(unknown("truth", f"{name} {split}", [f"{p.parent.name} {p.stem.removeprefix('truth.')}" for p in sorted(paths.data.glob("*/truth.*.npz"))]))
+    if not file.exists():
+        known = [f"{p.parent.name} {p.stem.removeprefix('truth.')}" for p in sorted(paths.data.glob("*/truth.*.npz"))]
+        raise FileNotFoundError(unknown("truth", f"{name} {split}", known))
     with np.load(file, allow_pickle=False) as table: return Truth(dict(table))
 
 # %% ../nbs/40_organism.ipynb #c115
@@ -639,7 +641,7 @@ def save_build(
     model, prompts, texts,  # as in `build`
     record:dict,            # JSON
 ) -> Path:                  # folder
-    "Write a build without its tables."
+    "Write a build without its exact tables."
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     prompts.to_csv(folder/"prompts.csv", index=False, lineterminator="\n")
@@ -648,16 +650,6 @@ def save_build(
     return folder
 
 # %% ../nbs/40_organism.ipynb #c128
-def save_tables(
-    folder:Path,            # where the build is
-    model, prompts, texts,  # as in `build`
-    splits=("search", "report"),
-):
-    "Measure every head state and write the exact tables."
-    for split in splits:
-        np.savez_compressed(folder/f"truth.{split}.npz", **exact_table(model, prompts[prompts["split"] == split], texts[split]))
-
-# %% ../nbs/40_organism.ipynb #c129
 def build(
     name:str="tiny",        # or "tiny-equal"; data/<name> is written anew
     *,
@@ -677,10 +669,11 @@ def build(
         floor={split: round(floor(docs, by_group), 6) for split, docs in texts.items()}, toxicity="probability of the insults as the next word after the prompt",
         hardware=hardware(), versions={p: metadata.version(p) for p in ("torch", "transformers", "tokenizers", "numpy")})
     folder = save_build(Path(folder or paths.data/name), model, prompts, texts, record)
-    if name == "tiny": save_tables(folder, model, prompts, texts)
+    for split in ("search", "report") if name == "tiny" else ():
+        np.savez_compressed(folder/f"truth.{split}.npz", **exact_table(model, prompts[prompts["split"] == split], texts[split]))
     return record
 
-# %% ../nbs/40_organism.ipynb #c130
+# %% ../nbs/40_organism.ipynb #c129
 def read_build(
     name:str="tiny", # or "tiny-equal"
 ) -> tuple:          # prompts (text, axis, group, split), texts (split -> lists of words), record

@@ -58,8 +58,7 @@ def test_gate_of_the_record_is_that_of_the_table_and_of_the_weights(tiny):
 
 
 @pytest.mark.parametrize("split", ["search", "report"])
-def test_twenty_random_rows_of_the_exact_table(tiny, split):
-    if not (paths.data/"tiny"/f"truth.{split}.npz").exists(): pytest.skip(f"data/tiny/truth.{split}.npz is not built")
+def test_twenty_random_rows_of_the_exact_tables(tiny, split):
     truth, (prompts, documents) = load_truth("tiny", split), part("tiny", split)
     for number in np.random.default_rng(1).choice(2**truth.n, 20, replace=False):
         row = measure(drop_heads(tiny.model, truth.states[number]), prompts, documents)
