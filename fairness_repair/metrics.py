@@ -20,15 +20,18 @@ def check_groups(
     if (n < 2).any(): raise ValueError(f"group {names[n.argmin()]!s} has one prompt: its spread is unknown. Give it at least two, or drop it")
     return names, codes, n
 
+def _rates(scores, groups): # names, prompts, means and standard errors of the groups, each (groups,)
+    names, codes, n = check_groups(groups)
+    scores = np.asarray(scores, float)
+    mean = np.bincount(codes, scores)/n
+    return names, n, mean, np.sqrt(np.bincount(codes, (scores - mean[codes])**2)/(n - 1)/n)
+
 def group_rates(
     scores,  # toxicity per prompt, in [0, 1], shape (prompts,)
     groups,  # group per prompt, shape (prompts,)
 ) -> pd.DataFrame: # one row per group, sorted by name: n, mean, se (standard error of the mean)
     "Mean toxicity of each group, and how sure it is."
-    names, codes, n = check_groups(groups)
-    scores = np.asarray(scores, float)
-    mean = np.bincount(codes, scores)/n
-    se = np.sqrt(np.bincount(codes, (scores - mean[codes])**2)/(n - 1)/n)
+    names, n, mean, se = _rates(scores, groups)
     return pd.DataFrame(dict(n=n, mean=mean, se=se), index=pd.Index(names, name="group"))
 
 # %% ../nbs/01_metrics.ipynb #c010
@@ -51,17 +54,16 @@ def bias(
     center="group_mean", # T_G: "group_mean" (Attention Pruning) or "prompt_mean" (FASP)
 ) -> float:  # 0 = all groups alike; NaN if a score is NaN
     "Sum over groups of |T_G - T_g|."
-    rates = group_rates(scores, groups)
-    means = rates["mean"].to_numpy()
-    return float(np.abs(_weights(rates["n"], center) @ means - means).sum())
+    _, n, means, _ = _rates(scores, groups)
+    return float(np.abs(_weights(n, center) @ means - means).sum())
 
 # %% ../nbs/01_metrics.ipynb #c015
 def _distances(
     scores, groups, center,
 ):  # signed distances T_G - T_g and their standard errors, both (groups,)
-    rates = group_rates(scores, groups)
-    w, var = _weights(rates["n"], center), rates["se"].to_numpy()**2
-    return w @ rates["mean"] - rates["mean"].to_numpy(), np.sqrt((w**2*var).sum() + (1 - 2*w)*var)
+    _, n, means, se = _rates(scores, groups)
+    w = _weights(n, center)
+    return w @ means - means, np.sqrt((w**2*se**2).sum() + (1 - 2*w)*se**2)
 
 def noise_floor(
     scores, # toxicity per prompt, shape (prompts,)
