@@ -14,7 +14,8 @@ from tqdm import tqdm
 from .fluency import fasp_windows, sliding_windows, window_nll
 from .generate import generate
 from .heads import dropped
-from .metrics import bias, check_groups, debiased_bias, noise_floor, perplexity
+from .metrics import bias, check_groups, debiased_bias, noise_floor
+from .metrics import perplexity as mean_perplexity
 from .models import LM
 from .states import state_key
 from .store import Store
@@ -48,12 +49,14 @@ class Continuations:
         return dict(probe="continuations", prompts=_digest(*self.texts, *self.groups, *self.draws), n=len(self.texts), scorer=self.scorer.name,
                     score_on=self.score_on, **self.settings)
 
-    def __call__(self,
-        lm:LM, # possibly with heads dropped
-    ) -> np.ndarray: # toxicity of each prompt's continuation, shape (prompts,)
-        return self.scorer(compose(self.texts, generate(lm, self.texts, draws=self.draws, **self.settings), self.score_on))
+# %% ../nbs/28_measure.ipynb #c006
+@patch
+def __call__(self:Continuations,
+    lm:LM, # possibly with heads dropped
+) -> np.ndarray: # toxicity of each prompt's continuation, shape (prompts,)
+    return self.scorer(compose(self.texts, generate(lm, self.texts, draws=self.draws, **self.settings), self.score_on))
 
-# %% ../nbs/28_measure.ipynb #c007
+# %% ../nbs/28_measure.ipynb #c008
 class NextWord:
     "Expected toxicity without sampling noise: the probability that the next word is on a list."
     def __init__(self,
@@ -66,7 +69,7 @@ class NextWord:
     @property
     def description(self) -> dict: return dict(probe="next word", prompts=_digest(*self.texts, *self.groups), n=len(self.texts), words=_digest(*self.words))
 
-    def _tokens(self, lm):
+    def tokens(self, lm): # rows of equal length, as (positions, token ids), and the ids of the words
         if not hasattr(self, "rows"):
             found = [lm.tokenizer(word, add_special_tokens=False)["input_ids"] for word in self.words]
             if long := [w for w, ids in zip(self.words, found) if len(ids) != 1]: raise ValueError(f"word {long[0]!r} is not one token of {lm.name}: use sampled continuations")
@@ -76,16 +79,18 @@ class NextWord:
             self.ids = torch.tensor([ids[0] for ids in found], device=lm.device)
         return self.rows, self.ids
 
-    @torch.inference_mode()
-    def __call__(self,
-        lm:LM, # possibly with heads dropped
-    ) -> np.ndarray: # probability of the words after each prompt, shape (prompts,)
-        rows, words = self._tokens(lm)
-        found = np.zeros(len(self.texts))
-        for at, ids in rows: found[at] = lm.model(input_ids=ids, use_cache=False).logits[:, -1].double().softmax(-1)[:, words].sum(-1).cpu().numpy()
-        return found
-
 # %% ../nbs/28_measure.ipynb #c009
+@patch
+@torch.inference_mode()
+def __call__(self:NextWord,
+    lm:LM, # possibly with heads dropped
+) -> np.ndarray: # probability of the words after each prompt, shape (prompts,)
+    rows, words = self.tokens(lm)
+    found = np.zeros(len(self.texts))
+    for at, ids in rows: found[at] = lm.model(input_ids=ids, use_cache=False).logits[:, -1].double().softmax(-1)[:, words].sum(-1).cpu().numpy()
+    return found
+
+# %% ../nbs/28_measure.ipynb #c011
 class Reading:
     "Negative log-likelihood of held-out text, window by window."
     def __init__(self,
@@ -112,21 +117,24 @@ class Reading:
         if not self.windows: raise ValueError("the text has no token to score: every document needs at least two")
         self.scored = np.array([w.scored for w in self.windows])
 
-    @property
-    def description(self) -> dict: return dict(probe="reading", mode=self.mode, text=_digest(*[w.ids for w in self.windows]), tokens=int(self.scored.sum()), **self.settings)
+# %% ../nbs/28_measure.ipynb #c012
+@patch(as_prop=True)
+def description(self:Reading) -> dict: return dict(probe="reading", mode=self.mode, text=_digest(*[w.ids for w in self.windows]), tokens=int(self.scored.sum()), **self.settings)
 
-    def __call__(self,
-        lm:LM, # possibly with heads dropped
-    ) -> np.ndarray: # summed negative log-likelihood of each window
-        return window_nll(lm, self.windows)
+@patch
+def __call__(self:Reading,
+    lm:LM, # possibly with heads dropped
+) -> np.ndarray: # summed negative log-likelihood of each window
+    return window_nll(lm, self.windows)
 
-    def perplexity(self,
-        nll, # from a call
-    ) -> float:
-        "Over all tokens, or, in the `fasp` mode, over windows that count alike."
-        return perplexity(nll/self.scored) if self.mode == "fasp" else perplexity(nll, self.scored.sum())
+@patch
+def perplexity(self:Reading,
+    nll, # from a call
+) -> float:
+    "Over all tokens, or, in the `fasp` mode, over windows that count alike."
+    return mean_perplexity(nll/self.scored) if self.mode == "fasp" else mean_perplexity(nll, self.scored.sum())
 
-# %% ../nbs/28_measure.ipynb #c015
+# %% ../nbs/28_measure.ipynb #c018
 class Bench:
     "Measures states of one model under one protocol, each at most once."
     def __init__(self,
@@ -144,26 +152,29 @@ class Bench:
     def description(self) -> dict: # everything its tables depend on
         return dict(model=self.model, reading=self.reading.description, toxicity=self.toxicity and self.toxicity.description)
 
-    def numbers(self,
-        probe, # one of the bench's two
-        state, # bool, shape (n,)
-    ) -> np.ndarray: # what the probe says of the state
-        "From the store, or measured now and stored."
-        protocol, key = self.model | probe.description, state_key(state)
-        if (known := self.store.get(protocol, key)) is not None:
-            self.reused += 1
-            return known
-        start = time.perf_counter()
-        with dropped(self.lm.model, state): found = probe(self.lm)
-        seconds = time.perf_counter() - start
-        self.store.put(protocol, key, found, seconds)
-        self.measured, self.seconds = self.measured + 1, self.seconds + seconds
-        return found
+# %% ../nbs/28_measure.ipynb #c020
+@patch
+def numbers(self:Bench,
+    probe, # one of the bench's two
+    state, # bool, shape (n,)
+) -> np.ndarray: # what the probe says of the state
+    "From the store, or measured now and stored."
+    protocol, key = self.model | probe.description, state_key(state)
+    if (known := self.store.get(protocol, key)) is not None:
+        self.reused += 1
+        return known
+    start = time.perf_counter()
+    with dropped(self.lm.model, state): found = probe(self.lm)
+    seconds = time.perf_counter() - start
+    self.store.put(protocol, key, found, seconds)
+    self.measured, self.seconds = self.measured + 1, self.seconds + seconds
+    return found
 
-    def scores(self, state) -> np.ndarray: # toxicity per prompt
-        return self.numbers(self.toxicity, np.asarray(state, bool))
+@patch
+def scores(self:Bench, state) -> np.ndarray: # toxicity per prompt
+    return self.numbers(self.toxicity, np.asarray(state, bool))
 
-# %% ../nbs/28_measure.ipynb #c017
+# %% ../nbs/28_measure.ipynb #c022
 @patch
 def row(self:Bench,
     state, # bool, shape (n,)

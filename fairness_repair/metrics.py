@@ -20,12 +20,14 @@ def check_groups(
     if (n < 2).any(): raise ValueError(f"group {names[n.argmin()]!s} has one prompt: its spread is unknown. Give it at least two, or drop it")
     return names, codes, n
 
+# %% ../nbs/01_metrics.ipynb #c006
 def _rates(scores, groups): # names, prompts, means and standard errors of the groups, each (groups,)
     names, codes, n = check_groups(groups)
     scores = np.asarray(scores, float)
     mean = np.bincount(codes, scores)/n
     return names, n, mean, np.sqrt(np.bincount(codes, (scores - mean[codes])**2)/(n - 1)/n)
 
+# %% ../nbs/01_metrics.ipynb #c007
 def group_rates(
     scores,  # toxicity per prompt, in [0, 1], shape (prompts,)
     groups,  # group per prompt, shape (prompts,)
@@ -34,7 +36,7 @@ def group_rates(
     names, n, mean, se = _rates(scores, groups)
     return pd.DataFrame(dict(n=n, mean=mean, se=se), index=pd.Index(names, name="group"))
 
-# %% ../nbs/01_metrics.ipynb #c010
+# %% ../nbs/01_metrics.ipynb #c012
 centers = ("group_mean", "prompt_mean")
 
 def _weights(
@@ -46,7 +48,7 @@ def _weights(
     if center == "prompt_mean": return n/n.sum()
     raise ValueError(f"center {center!r}: use one of {centers}")
 
-# %% ../nbs/01_metrics.ipynb #c011
+# %% ../nbs/01_metrics.ipynb #c013
 def bias(
     scores,  # toxicity per prompt, shape (prompts,)
     groups,  # group per prompt, shape (prompts,)
@@ -57,7 +59,7 @@ def bias(
     _, n, means, _ = _rates(scores, groups)
     return float(np.abs(_weights(n, center) @ means - means).sum())
 
-# %% ../nbs/01_metrics.ipynb #c015
+# %% ../nbs/01_metrics.ipynb #c017
 def _distances(
     scores, groups, center,
 ):  # signed distances T_G - T_g and their standard errors, both (groups,)
@@ -74,7 +76,7 @@ def noise_floor(
     "The bias that chance alone would show."
     return float(np.sqrt(2/np.pi)*_distances(scores, groups, center)[1].sum())
 
-# %% ../nbs/01_metrics.ipynb #c016
+# %% ../nbs/01_metrics.ipynb #c018
 def debiased_bias(
     scores, # toxicity per prompt, shape (prompts,)
     groups, # group per prompt, shape (prompts,)
@@ -85,7 +87,7 @@ def debiased_bias(
     d, s = _distances(scores, groups, center)
     return float(np.sqrt(np.maximum(0, d**2 - s**2)).sum())
 
-# %% ../nbs/01_metrics.ipynb #c020
+# %% ../nbs/01_metrics.ipynb #c022
 def _biases(
     scores,  # shape (many, prompts)
     groups,  # shape (prompts,) or (many, prompts)
@@ -98,6 +100,7 @@ def _biases(
     means = scores @ member
     return np.abs((means @ _weights(n, center))[:, None] - means).sum(1)
 
+# %% ../nbs/01_metrics.ipynb #c023
 def bias_p_value(
     scores, # toxicity per prompt, shape (prompts,)
     groups, # group per prompt, shape (prompts,)
@@ -111,7 +114,7 @@ def bias_p_value(
     shuffled = rng.permuted(np.tile(scores, (permutations, 1)), axis=1)
     return float((1 + (_biases(shuffled, groups, center) >= bias(scores, groups, center=center) - 1e-12).sum())/(1 + permutations))
 
-# %% ../nbs/01_metrics.ipynb #c023
+# %% ../nbs/01_metrics.ipynb #c026
 def bias_change(
     before, # toxicity per prompt of the unmodified model, shape (prompts,)
     after,  # the same prompts after the repair, shape (prompts,)
@@ -133,7 +136,7 @@ def bias_change(
     low, high = np.quantile(boot, [.025, .975])
     return dict(change=float(change), low=float(low), high=float(high), p=float((1 + (np.abs(null) >= abs(change) - 1e-12).sum())/(1 + repeats)))
 
-# %% ../nbs/01_metrics.ipynb #c027
+# %% ../nbs/01_metrics.ipynb #c030
 def perplexity(
     nll,    # negative log-likelihoods in nats, any shape
     tokens:int|None=None, # scored tokens, if nll is already summed
@@ -143,7 +146,7 @@ def perplexity(
     total = nll.sum()/(nll.size if tokens is None else tokens)
     return float(np.exp(total)) if np.isfinite(total) and total < 700 else np.inf
 
-# %% ../nbs/01_metrics.ipynb #c031
+# %% ../nbs/01_metrics.ipynb #c034
 def half_width(
     values, # one value per seed
 ) -> float: # NaN for fewer than two values

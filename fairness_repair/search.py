@@ -9,6 +9,7 @@ __all__ = ['Ledger', 'SearchResult', 'exhaustive', 'random_search', 'initial_tem
 import time
 from dataclasses import dataclass
 import numpy as np, pandas as pd
+from fastcore.basics import patch
 from tqdm import tqdm
 
 from .core import Budget
@@ -30,39 +31,45 @@ class Ledger:
         self.states, self.costs, self.trace = np.zeros((0, space.n), bool), np.zeros(0), []
         self.original = float(self(space.original[None])[0])
 
-    def _fresh(self, states):
-        "Costs of states, all of which are paid for."
-        costs = np.asarray(self.cost(states), float)
-        if costs.shape != (len(states),): raise ValueError(f"cost returned shape {costs.shape} for {len(states)} states: needs one number for each")
-        costs = np.where(np.isnan(costs), np.inf, costs)
-        self.budget.spend(len(states))
-        self._remember(states, costs)
-        return costs
+# %% ../nbs/03_search.ipynb #c008
+@patch
+def _fresh(self:Ledger, states):
+    "Costs of states, all of which are paid for."
+    costs = np.asarray(self.cost(states), float)
+    if costs.shape != (len(states),): raise ValueError(f"cost returned shape {costs.shape} for {len(states)} states: needs one number for each")
+    costs = np.where(np.isnan(costs), np.inf, costs)
+    self.budget.spend(len(states))
+    self._remember(states, costs)
+    return costs
 
-    def __call__(self, states) -> np.ndarray:
-        "Costs of as many of the states, from the first, as the budget allows."
-        if self.seen is None: return self._fresh(states[:self.budget.left(len(states))])
-        found = []
-        for state in states:
-            if (key := state.tobytes()) not in self.seen:
-                if not self.budget.left(1): break
-                self.seen[key] = self._fresh(state[None])[0]
-            found.append(self.seen[key])
-        return np.array(found)
+@patch
+def __call__(self:Ledger, states) -> np.ndarray:
+    "Costs of as many of the states, from the first, as the budget allows."
+    if self.seen is None: return self._fresh(states[:self.budget.left(len(states))])
+    found = []
+    for state in states:
+        if (key := state.tobytes()) not in self.seen:
+            if not self.budget.left(1): break
+            self.seen[key] = self._fresh(state[None])[0]
+        found.append(self.seen[key])
+    return np.array(found)
 
-    def _remember(self, states, costs):
-        "Merge into the best distinct states; the earliest of equals stays."
-        if len(self.costs) == self.keep and not (better := costs < self.costs[-1]).all(): states, costs = states[better], costs[better]
-        if not len(costs): return
-        states, costs = np.concatenate([self.states, states]), np.concatenate([self.costs, costs])
-        order = costs.argsort(kind="stable")
-        _, first = np.unique(np.packbits(states[order], axis=1), axis=0, return_index=True)
-        order = order[np.sort(first)[:self.keep]]
-        self.states, self.costs = states[order], costs[order]
+# %% ../nbs/03_search.ipynb #c009
+@patch
+def _remember(self:Ledger, states, costs):
+    "Merge into the best distinct states; the earliest of equals stays."
+    if len(self.costs) == self.keep and not (better := costs < self.costs[-1]).all(): states, costs = states[better], costs[better]
+    if not len(costs): return
+    states, costs = np.concatenate([self.states, states]), np.concatenate([self.costs, costs])
+    order = costs.argsort(kind="stable")
+    _, first = np.unique(np.packbits(states[order], axis=1), axis=0, return_index=True)
+    order = order[np.sort(first)[:self.keep]]
+    self.states, self.costs = states[order], costs[order]
 
-    def note(self, **more): self.trace.append(dict(evaluated=self.budget.spent, best=self.costs[0], **more))
+@patch
+def note(self:Ledger, **more): self.trace.append(dict(evaluated=self.budget.spent, best=self.costs[0], **more))
 
-# %% ../nbs/03_search.ipynb #c013
+# %% ../nbs/03_search.ipynb #c015
 @dataclass
 class SearchResult:
     "What a search found, and why it stopped."
@@ -80,7 +87,7 @@ class SearchResult:
         return (f"cost {self.original:.4g} -> {self.cost:.4g}, {int(self.state.sum())} of {len(self.state)} units dropped; "
                 f"{self.evaluated:,} states in {self.seconds:.1f} s, stopped by: {self.reason}")
 
-# %% ../nbs/03_search.ipynb #c014
+# %% ../nbs/03_search.ipynb #c016
 def _run(
     ledger:Ledger, # with the original already evaluated
     steps,         # iterator of dicts for the trace; its end is the end of the search
@@ -106,7 +113,7 @@ def _run(
     return SearchResult(state=ledger.states[0], cost=float(ledger.costs[0]), original=ledger.original, candidates=ledger.states, costs=ledger.costs,
                         evaluated=ledger.budget.spent, reason=reason, seconds=time.perf_counter() - start, trace=pd.DataFrame(ledger.trace))
 
-# %% ../nbs/03_search.ipynb #c016
+# %% ../nbs/03_search.ipynb #c018
 def exhaustive(
     cost,        # (states, n) bool -> (states,) float
     space:Space, # at most 22 units
@@ -121,7 +128,7 @@ def exhaustive(
         for i in range(1, len(states), batch): yield dict(cost=ledger(states[i:i + batch]).min())
     return _run(ledger, steps(), ended="enumerated")
 
-# %% ../nbs/03_search.ipynb #c018
+# %% ../nbs/03_search.ipynb #c020
 def random_search(
     cost,        # (states, n) bool -> (states,) float
     space:Space, # where to draw
@@ -145,7 +152,7 @@ def random_search(
             yield dict(cost=costs.min(initial=np.inf))
     return _run(ledger, steps(), ended="no new states", callback=callback, progress=progress)
 
-# %% ../nbs/03_search.ipynb #c021
+# %% ../nbs/03_search.ipynb #c023
 def initial_temperature(
     before,  # costs before uphill moves, shape (moves,)
     after,   # costs after them, each larger
@@ -164,7 +171,7 @@ def initial_temperature(
         T *= np.sqrt(np.log(chi)/np.log(chi_0)) if chi > 0 else 2
     return float(T)
 
-# %% ../nbs/03_search.ipynb #c025
+# %% ../nbs/03_search.ipynb #c027
 def log_cooling(
     T0,      # first temperature
     i:int,   # step, from 0
@@ -183,7 +190,7 @@ class _Streams:
         return self.u[:, self.at - 1]
     def once(self, width): return np.stack([r.random(width) for r in self.rngs])
 
-# %% ../nbs/03_search.ipynb #c026
+# %% ../nbs/03_search.ipynb #c028
 def _warm_up(
     ledger:Ledger, streams:_Streams, states, steps:int, chi_0:float,
 ): # temperature of each chain, shape (chains,), or None if the budget ended
@@ -200,7 +207,7 @@ def _warm_up(
     before, after = np.stack([m[0] for m in moves], 1), np.stack([m[1] for m in moves], 1)
     return np.array([initial_temperature(b[a > b], a[a > b], chi_0=chi_0) for b, a in zip(before, after)])
 
-# %% ../nbs/03_search.ipynb #c027
+# %% ../nbs/03_search.ipynb #c029
 def anneal(
     cost,        # (states, n) bool -> (states,) float
     space:Space, # where to search, n_l < n_u

@@ -8,6 +8,7 @@ __all__ = ['Scaling', 'MLPSurrogate']
 # %% ../nbs/30_surrogate.ipynb #c002
 from dataclasses import dataclass
 import numpy as np, torch
+from fastcore.basics import patch
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -55,6 +56,15 @@ def _train(
     return net
 
 # %% ../nbs/30_surrogate.ipynb #c010
+def _network(n, hidden, generator): # with weights as nn.Linear starts them, but from this generator
+    widths = [n, *hidden, 1]
+    layers = [layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.ReLU())][:-1]
+    for m in layers[::2]:
+        bound = m.in_features**-.5
+        for p in (m.weight, m.bias): nn.init.uniform_(p, -bound, bound, generator=generator)
+    return nn.Sequential(*layers)
+
+# %% ../nbs/30_surrogate.ipynb #c011
 class MLPSurrogate(RegressorMixin, BaseEstimator):
     "Two hidden layers from a state's bits to one number; speaks scikit-learn."
     def __init__(self,
@@ -69,37 +79,34 @@ class MLPSurrogate(RegressorMixin, BaseEstimator):
     ):
         self.hidden, self.scaling, self.lr, self.epochs, self.patience, self.batch, self.seed = hidden, scaling, lr, epochs, patience, batch, seed
 
-    def fit(self,
-        X, # states, bool, shape (states, n), at least 10
-        y, # measured bias or perplexity, shape (states,)
-    ):
-        X, y = np.asarray(X, np.float32), np.asarray(y, float)
-        if len(X) < 10: raise ValueError(f"{len(X)} measured states are too few to train a surrogate: measure at least 10")
-        generator = torch.Generator().manual_seed(self.seed)
-        self.scaling_ = Scaling(**vars(self.scaling or Scaling())).fit(y)
-        z = torch.tensor(self.scaling_.transform(y), dtype=torch.float32)
-        x, order = torch.tensor(X), torch.randperm(len(X), generator=generator)
-        held, kept = order[:max(1, len(x)//10)], order[max(1, len(x)//10):]
-        net = _train(self._network(x.shape[1], generator), x[kept], z[kept], (x[held], z[held]), lr=self.lr, epochs=self.epochs, patience=self.patience, batch=self.batch, generator=generator)
-        self.layers_ = [(m.weight.detach().numpy().T.copy(), m.bias.detach().numpy()) for m in net if isinstance(m, nn.Linear)]
-        return self
+# %% ../nbs/30_surrogate.ipynb #c012
+@patch
+def fit(self:MLPSurrogate,
+    X, # states, bool, shape (states, n), at least 10
+    y, # measured bias or perplexity, shape (states,)
+):
+    X, y = np.asarray(X, np.float32), np.asarray(y, float)
+    if len(X) < 10: raise ValueError(f"{len(X)} measured states are too few to train a surrogate: measure at least 10")
+    generator = torch.Generator().manual_seed(self.seed)
+    self.scaling_ = Scaling(**vars(self.scaling or Scaling())).fit(y)
+    z = torch.tensor(self.scaling_.transform(y), dtype=torch.float32)
+    x, order = torch.tensor(X), torch.randperm(len(X), generator=generator)
+    held, kept = order[:max(1, len(x)//10)], order[max(1, len(x)//10):]
+    net = _train(_network(x.shape[1], self.hidden, generator), x[kept], z[kept], (x[held], z[held]), lr=self.lr, epochs=self.epochs, patience=self.patience, batch=self.batch, generator=generator)
+    self.layers_ = [(m.weight.detach().numpy().T.copy(), m.bias.detach().numpy()) for m in net if isinstance(m, nn.Linear)]
+    return self
 
-    def _network(self, n, generator):
-        widths = [n, *self.hidden, 1]
-        layers = [layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.ReLU())][:-1]
-        for m in layers[::2]: # as nn.Linear starts, but from this generator
-            bound = m.in_features**-.5
-            for p in (m.weight, m.bias): nn.init.uniform_(p, -bound, bound, generator=generator)
-        return nn.Sequential(*layers)
+# %% ../nbs/30_surrogate.ipynb #c014
+@patch
+def predict_scaled(self:MLPSurrogate,
+    X, # states, bool, shape (states, n)
+) -> np.ndarray: # on the [0, 1] scale of the training targets, shape (states,)
+    check_is_fitted(self)
+    x = np.asarray(X, np.float32)
+    for w, b in self.layers_[:-1]: x = np.maximum(x @ w + b, 0)
+    w, b = self.layers_[-1]
+    return (x @ w + b)[:, 0]
 
-    def predict_scaled(self,
-        X, # states, bool, shape (states, n)
-    ) -> np.ndarray: # on the [0, 1] scale of the training targets, shape (states,)
-        check_is_fitted(self)
-        x = np.asarray(X, np.float32)
-        for w, b in self.layers_[:-1]: x = np.maximum(x @ w + b, 0)
-        w, b = self.layers_[-1]
-        return (x @ w + b)[:, 0]
-
-    def predict(self, X) -> np.ndarray: # in the target's own unit, shape (states,)
-        return self.scaling_.inverse_transform(self.predict_scaled(X))
+@patch
+def predict(self:MLPSurrogate, X) -> np.ndarray: # in the target's own unit, shape (states,)
+    return self.scaling_.inverse_transform(self.predict_scaled(X))
