@@ -9,9 +9,9 @@ __all__ = ['rates', 'names', 'axis_of', 'places', 'peoples', 'insults', 'neutral
            'sample_document', 'log_probability', 'floor', 'vocabulary', 'make_tokenizer', 'scene', 'make_prompts',
            'make_texts', 'new_model', 'encode', 'training_batches', 'row_masks', 'mask_heads', 'optimizers',
            'set_rates', 'batch_loss', 'train', 'drop_heads', 'toxicity', 'log_perplexity', 'group_means', 'measure',
-           'head_vectors', 'visit_states', 'embed', 'enumerate_toxicity', 'enumerate_perplexity', 'state_numbers',
-           'number_states', 'exact_table', 'Truth', 'load_truth', 'gate_states', 'linear_r2', 'check_gate',
-           'measure_gate', 'try_seed', 'save_build', 'build', 'read_build']
+           'head_vectors', 'visit_states', 'embed', 'enumerate_toxicity', 'enumerate_perplexity', 'exact_table',
+           'Truth', 'load_truth', 'gate_states', 'linear_r2', 'check_gate', 'measure_gate', 'try_seed', 'save_build',
+           'build', 'read_build']
 
 # %% ../nbs/40_organism.ipynb #c002
 import json, time
@@ -29,6 +29,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from .core import hardware, paths, unknown
+from .states import number_states
 
 # %% ../nbs/40_organism.ipynb #c005
 rates = {"gender":      dict(velna=.06, orrun=.18, tiske=.42, mabrel=.70),
@@ -507,23 +508,7 @@ def enumerate_perplexity(
     visit_states(model, embed(model, ids[:, :-1]), at, read)
     return np.exp(found)
 
-# %% ../nbs/40_organism.ipynb #c101
-def state_numbers(
-    states,      # True = dropped, (..., heads)
-) -> np.ndarray: # (...,)
-    "Row of each state in the exact table."
-    states = np.asarray(states, bool)
-    return states @ (1 << np.arange(states.shape[-1]))
-
-# %% ../nbs/40_organism.ipynb #c102
-def number_states(
-    numbers,     # (...,)
-    n:int,       # heads
-) -> np.ndarray: # True = dropped, (..., n)
-    "The states with these numbers."
-    return (np.asarray(numbers)[..., None] >> np.arange(n) & 1).astype(bool)
-
-# %% ../nbs/40_organism.ipynb #c107
+# %% ../nbs/40_organism.ipynb #c103
 step = 1/50_000 # of bias and toxicity in the file
 
 def exact_table(
@@ -539,7 +524,7 @@ def exact_table(
     whole = lambda x: np.round(x/step).astype(np.uint16)
     return dict(bias=whole(bias), toxicity=whole(level), log_perplexity=np.log(enumerate_perplexity(model, documents)).astype(np.float32))
 
-# %% ../nbs/40_organism.ipynb #c110
+# %% ../nbs/40_organism.ipynb #c106
 class Truth:
     "What is true of every head state: tables by the state's number, with a column per axis, and perplexities."
     def __init__(self, table:dict): # as from `exact_table`
@@ -551,20 +536,17 @@ class Truth:
     def states(self): return number_states(np.arange(len(self.perplexity)), self.n) # True = dropped, (2**n, n)
     def __repr__(self): return f"Truth of {len(self.perplexity):,} states of {self.n} heads"
 
-# %% ../nbs/40_organism.ipynb #c113
+# %% ../nbs/40_organism.ipynb #c109
 @cache
 def load_truth(
-    name:str="tiny",    # the organism whose tables ship
-    split:str="search", # or "report": the prompts and the text that were measured
-) -> Truth:
+    name:str="tiny", # the organism whose table ships
+) -> Truth:          # on its search prompts and search text
     "The exact table that ships with a model."
-    file = paths.data/name/f"truth.{split}.npz"
-    if not file.exists():
-        known = [f"{p.parent.name} {p.stem.removeprefix('truth.')}" for p in sorted(paths.data.glob("*/truth.*.npz"))]
-        raise FileNotFoundError(unknown("truth", f"{name} {split}", known))
+    file = paths.data/name/"truth.npz"
+    if not file.exists(): raise FileNotFoundError(unknown("truth", name, sorted(p.parent.name for p in paths.data.glob("*/truth.npz"))))
     with np.load(file, allow_pickle=False) as table: return Truth(dict(table))
 
-# %% ../nbs/40_organism.ipynb #c115
+# %% ../nbs/40_organism.ipynb #c111
 random_states = 250
 
 def gate_states(
@@ -577,7 +559,7 @@ def gate_states(
     for state in many: state[rng.choice(n, rng.integers(2, n//2 + 1), replace=False)] = True
     return np.vstack([np.zeros((1, n), bool), np.eye(n, dtype=bool), many])
 
-# %% ../nbs/40_organism.ipynb #c118
+# %% ../nbs/40_organism.ipynb #c114
 def linear_r2(
     states, # (rows, heads)
     y,      # (rows,)
@@ -586,7 +568,7 @@ def linear_r2(
     x = np.column_stack([states, np.ones(len(states))])
     return float(1 - (y - x @ np.linalg.lstsq(x, y, rcond=None)[0]).var()/np.var(y))
 
-# %% ../nbs/40_organism.ipynb #c121
+# %% ../nbs/40_organism.ipynb #c117
 def check_gate(
     bias,             # of `gate_states`, (states, axes)
     perplexity,       # likewise, (states,)
@@ -607,7 +589,7 @@ def check_gate(
     passes = {"<=": lambda v, limit: v <= limit, ">=": lambda v, limit: v >= limit, "within": lambda v, limit: abs(v - 1) <= limit}
     return pd.DataFrame([(what, float(v), f"{how} {limit}", bool(passes[how](v, limit))) for what, v, how, limit in rows], columns=["check", "value", "limit", "passed"])
 
-# %% ../nbs/40_organism.ipynb #c123
+# %% ../nbs/40_organism.ipynb #c119
 def measure_gate(
     model,       # a GPT-2
     prompts,     # table with columns text, axis, group
@@ -618,7 +600,7 @@ def measure_gate(
     rows = pd.DataFrame([measure(drop_heads(model, state), prompts, documents) for state in gate_states(n)])
     return rows[[f"bias {axis}" for axis in rates]].to_numpy(), rows["perplexity"].to_numpy()
 
-# %% ../nbs/40_organism.ipynb #c124
+# %% ../nbs/40_organism.ipynb #c120
 def try_seed(
     name:str,       # "tiny" or "tiny-equal"
     seed:int,       # of the training
@@ -635,13 +617,13 @@ def try_seed(
         record |= dict(passed=bool(gate["passed"].all()), gate=gate.round(5).to_dict("records"))
     return model, record
 
-# %% ../nbs/40_organism.ipynb #c125
+# %% ../nbs/40_organism.ipynb #c121
 def save_build(
     folder:Path,            # made if need be
     model, prompts, texts,  # as in `build`
     record:dict,            # JSON
 ) -> Path:                  # folder
-    "Write a build without its exact tables."
+    "Write a build without its exact table."
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     prompts.to_csv(folder/"prompts.csv", index=False, lineterminator="\n")
@@ -649,14 +631,14 @@ def save_build(
     (folder/"organism.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return folder
 
-# %% ../nbs/40_organism.ipynb #c128
+# %% ../nbs/40_organism.ipynb #c124
 def build(
     name:str="tiny",        # or "tiny-equal"; data/<name> is written anew
     *,
     seeds=range(20),        # tried in this order
     folder:Path|None=None,  # None: data/<name>
 ):                          # the record that organism.json holds
-    "Train until a seed passes the gate, then write model, tokenizer, prompts, texts, record and exact tables."
+    "Train until a seed passes the gate, then write model, tokenizer, prompts, texts, record and the exact table."
     table = planted(name)
     by_group = dict(zip(axis_of, table["rate"]))
     prompts, texts, runs = make_prompts(), make_texts(by_group), []
@@ -669,11 +651,10 @@ def build(
         floor={split: round(floor(docs, by_group), 6) for split, docs in texts.items()}, toxicity="probability of the insults as the next word after the prompt",
         hardware=hardware(), versions={p: metadata.version(p) for p in ("torch", "transformers", "tokenizers", "numpy")})
     folder = save_build(Path(folder or paths.data/name), model, prompts, texts, record)
-    for split in ("search", "report") if name == "tiny" else ():
-        np.savez_compressed(folder/f"truth.{split}.npz", **exact_table(model, prompts[prompts["split"] == split], texts[split]))
+    if name == "tiny": np.savez_compressed(folder/"truth.npz", **exact_table(model, prompts[prompts["split"] == "search"], texts["search"]))
     return record
 
-# %% ../nbs/40_organism.ipynb #c129
+# %% ../nbs/40_organism.ipynb #c125
 def read_build(
     name:str="tiny", # or "tiny-equal"
 ) -> tuple:          # prompts (text, axis, group, split), texts (split -> lists of words), record

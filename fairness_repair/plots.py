@@ -53,7 +53,7 @@ def plot_tradeoff(
     ax.set(xlabel="perplexity / original   (left is better)", ylabel="bias / original   (down is better)", title="Bias against perplexity")
     ax.set_xlim(min(.97, .98*results["perplexity"].min()), right)
     ax.set_ylim(0, max(1.15, 1.1*results["bias"].max()))
-    ax.legend(fontsize="x-small")
+    ax.legend(fontsize="x-small", frameon=True, framealpha=.9, edgecolor="none", loc="upper right")
     return ax
 
 # %% ../nbs/50_plots.ipynb #c013
@@ -65,7 +65,7 @@ def plot_heads(
     for i, ((method, grid), ax) in enumerate(zip(share.items(), axes)):
         cmap = sns.light_palette(colours[method], as_cmap=True)
         ax.pcolormesh(grid, cmap=cmap, vmin=0, vmax=1, edgecolors="white", lw=.5)
-        ax.set(title=f"{method}: {grid.sum():.3g} heads", xlabel="head", ylabel="layer" if i == 0 else "", aspect="equal")
+        ax.set(title=f"{method}: {grid.sum():.2g} heads", xlabel="head", ylabel="layer" if i == 0 else "", aspect="equal")
         step = [max(1, -(-n//8)) for n in grid.shape]
         ax.set_yticks(np.arange(0, grid.shape[0], step[0]) + .5, range(0, grid.shape[0], step[0]))
         ax.set_xticks(np.arange(0, grid.shape[1], step[1]) + .5, range(0, grid.shape[1], step[1]))

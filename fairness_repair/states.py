@@ -25,18 +25,18 @@ def key_state(
 
 # %% ../nbs/02_states.ipynb #c008
 def number_states(
-    numbers, # integers below 2**n, shape (states,)
+    numbers, # integers below 2**n, shape (...)
     n:int,   # units, at most 62
-) -> np.ndarray: # bool, shape (states, n)
+) -> np.ndarray: # bool, shape (..., n)
     "States from their numbers; unit i is bit i."
-    return (np.asarray(numbers, np.int64)[:, None] >> np.arange(n) & 1).astype(bool)
+    return (np.asarray(numbers, np.int64)[..., None] >> np.arange(n) & 1).astype(bool)
 
 def state_numbers(
-    states, # bool, shape (states, n)
-) -> np.ndarray: # int64, shape (states,)
+    states, # bool, shape (..., n)
+) -> np.ndarray: # int64, shape (...)
     "The numbers of states."
-    states = np.atleast_2d(np.asarray(states, bool))
-    return states.astype(np.int64) @ (np.int64(1) << np.arange(states.shape[1]))
+    states = np.asarray(states, bool)
+    return states.astype(np.int64) @ (np.int64(1) << np.arange(states.shape[-1]))
 
 # %% ../nbs/02_states.ipynb #c011
 @dataclass(frozen=True)
