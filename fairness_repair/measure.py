@@ -69,15 +69,15 @@ class NextWord:
     @property
     def description(self) -> dict: return dict(probe="next word", prompts=_digest(*self.texts, *self.groups), n=len(self.texts), words=_digest(*self.words))
 
-    def tokens(self, lm): # rows of equal length, as (positions, token ids), and the ids of the words
-        if not hasattr(self, "rows"):
+    def tokens(self, lm): # prompts padded on the right, the position of each one's last token, and the ids of the words
+        if not hasattr(self, "ids"):
             found = [lm.tokenizer(word, add_special_tokens=False)["input_ids"] for word in self.words]
             if long := [w for w, ids in zip(self.words, found) if len(ids) != 1]: raise ValueError(f"word {long[0]!r} is not one token of {lm.name}: use sampled continuations")
             rows = lm.tokenizer(self.texts)["input_ids"]
-            lengths = np.array([len(r) for r in rows])
-            self.rows = [(at, torch.tensor([rows[i] for i in at], device=lm.device)) for n in np.unique(lengths) for at in [np.flatnonzero(lengths == n)]]
-            self.ids = torch.tensor([ids[0] for ids in found], device=lm.device)
-        return self.rows, self.ids
+            longest = max(map(len, rows))
+            self.rows = torch.tensor([r + r[-1:]*(longest - len(r)) for r in rows], device=lm.device)
+            self.last, self.ids = torch.tensor([len(r) - 1 for r in rows], device=lm.device), torch.tensor([ids[0] for ids in found], device=lm.device)
+        return self.rows, self.last, self.ids
 
 # %% ../nbs/28_measure.ipynb #c009
 @patch
@@ -85,10 +85,11 @@ class NextWord:
 def __call__(self:NextWord,
     lm:LM, # possibly with heads dropped
 ) -> np.ndarray: # probability of the words after each prompt, shape (prompts,)
-    rows, words = self.tokens(lm)
-    found = np.zeros(len(self.texts))
-    for at, ids in rows: found[at] = lm.model(input_ids=ids, use_cache=False).logits[:, -1].double().softmax(-1)[:, words].sum(-1).cpu().numpy()
-    return found
+    found, (rows, last, words) = [], self.tokens(lm)
+    for ids, at in zip(rows.split(64), last.split(64)):
+        logits = lm.model(input_ids=ids, use_cache=False).logits[torch.arange(len(at)), at]
+        found.append(logits.double().softmax(-1)[:, words].sum(-1))
+    return torch.cat(found).cpu().numpy()
 
 # %% ../nbs/28_measure.ipynb #c011
 class Reading:
