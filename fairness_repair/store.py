@@ -43,6 +43,9 @@ class Store:
     def __enter__(self): return self
     def __exit__(self, *error): self.close()
 
+    @property
+    def seconds(self) -> float: return self.db.execute("select total(seconds) from measurements").fetchone()[0] # that all measurements took
+
     def __repr__(self):
         counts = [self.db.execute(f"select count(*) from {table}").fetchone()[0] for table in ("measurements", "protocols", "outcomes")]
         return "{} measurements under {} protocols, {} outcomes".format(*counts)
