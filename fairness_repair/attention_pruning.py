@@ -61,7 +61,7 @@ class Objective:
 def nothing_to_repair(
     row,             # of a bench, for the unmodified model: bias, floor
     *,
-    least:float=.05, # bias below which nothing is repaired
+    least:float=.02, # bias below which nothing is repaired
 ) -> str|None:       # why, or None if there is something
     "Why a model needs no repair, if so."
     if row["bias"] < least: return f"bias {row['bias']:.3f} is below {least}"

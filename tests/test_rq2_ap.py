@@ -139,7 +139,7 @@ def test_folder_with_random_gpt2_runs_like_gpt2(tmp_path):
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=128, n_embd=32, n_layer=2, n_head=8, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id)
     GPT2LMHeadModel(config).save_pretrained(tmp_path/"my-gpt2")
     tokenizer.save_pretrained(tmp_path/"my-gpt2")
-    words = [w for w in tokenizer.get_vocab() if w.isalpha()]
+    words = sorted(w for w in tokenizer.get_vocab() if w.isalpha())
     rng = np.random.default_rng(0)
     with open(tmp_path/"mine.csv", "w", newline="") as f:
         rows = csv.writer(f)
@@ -147,7 +147,11 @@ def test_folder_with_random_gpt2_runs_like_gpt2(tmp_path):
         for group in ("a", "b"):
             for _ in range(30): rows.writerow([" ".join(rng.choice(words, 6)), "gender", group])
     (tmp_path/"mine.txt").write_text("\n".join(" ".join(rng.choice(words, 12)) for _ in range(200)))
-    scorer = "words:" + ",".join(words[:len(words)//3])
-    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", "model", tmp_path/"my-gpt2", "prompts", tmp_path/"mine.csv", "text", tmp_path/"mine.txt", "scorer", scorer, "budget", 20)
+    scorer = "words:" + ",".join(words[:5])
+    mine = ("model", tmp_path/"my-gpt2", "prompts", tmp_path/"mine.csv", "text", tmp_path/"mine.txt", "budget", 20)
+    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", *mine, "scorer", scorer)
     assert code == 0, stderr[-3000:]
-    assert "original" in table(tmp_path, "rq2_ap-my-gpt2")
+    assert {"original", "AP", "FASP"} <= set(table(tmp_path, "rq2_ap-my-gpt2"))
+    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", *mine, "scorer", "words:nowhere")
+    assert code == 0, stderr[-3000:]
+    assert "nothing to repair" in output(tmp_path/"out.ipynb"), "no group is ever toxic: a bias of exactly 0"
