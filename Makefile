@@ -24,7 +24,6 @@ $(VENV)/ready: requirements.txt pyproject.toml
 test: export FAIRNESS_REPAIR_FIGURES = $(CURDIR)/$(RUNS)/test/figures
 test: export FAIRNESS_REPAIR_RESULTS = $(CURDIR)/$(RUNS)/test/results
 
-demo: export OMP_NUM_THREADS = 1
 demo: ARGS += -p save $(RUNS)/repaired-$(notdir $(MODEL))
 demo: rq2_ap
 	@echo "repaired model: $(RUNS)/repaired-$(notdir $(MODEL))"

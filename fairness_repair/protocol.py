@@ -46,7 +46,7 @@ class Protocol:
 
 # %% ../nbs/33_protocol.ipynb #c007
 presets = {name: Protocol(prompts=name, text=name, scorer="next word", dtype="float32", search=12, single=12, selection=24, report=0,
-                          search_tokens=2200, selection_tokens=4400, report_tokens=0, protect=0., least=0., most=.5, limit=1.1, budget=220, keep=20, seeds=3) for name in shipped}
+                          search_tokens=2200, selection_tokens=4400, report_tokens=0, protect=0., least=0., most=.5, limit=1.1, budget=170, keep=14, seeds=3) for name in shipped}
 
 def protocol(
     model:str, # as for `load`
