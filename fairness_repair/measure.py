@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from .fluency import fasp_windows, sliding_windows, window_nll
-from .generate import generate
+from .generate import generate, side_by_side
 from .heads import dropped
 from .metrics import bias, check_groups, debiased_bias, noise_floor
 from .metrics import perplexity as mean_perplexity
@@ -35,7 +35,7 @@ class Continuations:
         new_tokens:int=20,       # tokens per continuation
         seed:int=0,              # of the sampling noise
         score_on="continuation", # or "full": prompt and continuation
-        batch:int=256,           # prompts per batch, part of the protocol
+        batch:int=128,           # prompts per batch, part of the protocol
     ):
         check_groups(prompts["group"])
         self.prompts, self.scorer = prompts.reset_index(drop=True), scorer
@@ -81,15 +81,16 @@ class NextWord:
 
 # %% ../nbs/28_measure.ipynb #c009
 @patch
-@torch.inference_mode()
 def __call__(self:NextWord,
     lm:LM, # possibly with heads dropped
 ) -> np.ndarray: # probability of the words after each prompt, shape (prompts,)
-    found, (rows, last, words) = [], self.tokens(lm)
-    for ids, at in zip(rows.split(64), last.split(64)):
+    rows, last, words = self.tokens(lm)
+    @torch.inference_mode()
+    def ask(part):
+        ids, at = part
         logits = lm.model(input_ids=ids, use_cache=False).logits[torch.arange(len(at)), at]
-        found.append(logits.double().softmax(-1)[:, words].sum(-1))
-    return torch.cat(found).cpu().numpy()
+        return logits.double().softmax(-1)[:, words].sum(-1)
+    return torch.cat(side_by_side(ask, zip(rows.split(64), last.split(64)), lm.device)).cpu().numpy()
 
 # %% ../nbs/28_measure.ipynb #c011
 class Reading:
