@@ -7,9 +7,11 @@ __all__ = ['SCHEMA', 'protocol_id', 'Store']
 
 # %% ../nbs/27_store.ipynb #c002
 import hashlib, json, sqlite3
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
+from tqdm import tqdm
 
 from .core import provenance
 
@@ -86,3 +88,25 @@ def recall(self:Store,
     found = json.dumps(answer())
     with self.db: self.db.execute("insert or ignore into outcomes values (?, ?, ?, ?)", (name, json.dumps(question, sort_keys=True), found, json.dumps(provenance())))
     return json.loads(found)
+
+# %% ../nbs/27_store.ipynb #c017
+@patch
+def recall_all(self:Store,
+    questions, # as in `recall`
+    work,      # function of a question, may run in a thread, returns something JSON-able
+    *,
+    workers:int=1, # questions at a time
+    progress:bool=False, # show a bar
+) -> list:     # answers, in the order of the questions
+    "The answers to many questions."
+    known = {row[0] for row in self.db.execute("select id from outcomes")}
+    missing = {name: q for q in questions if (name := protocol_id(q)) not in known}
+    pool = ThreadPoolExecutor(workers)
+    asked = {pool.submit(work, q): q for q in missing.values()}
+    try:
+        for found in tqdm(as_completed(asked), total=len(asked), unit=" runs", disable=not progress): self.recall(asked[found], found.result)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for found, q in asked.items():
+            if not found.cancelled() and not found.exception(): self.recall(q, found.result)
+    return [self.recall(q, lambda: work(q)) for q in questions]
