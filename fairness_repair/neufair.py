@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['most', 'published', 'strategies', 'search_space', 'single_drops', 'best_single', 'resampled_costs', 'Strategy',
-           'strategy', 'geometric', 'search', 'Repair', 'measure', 'repair', 'problem', 'run']
+           'strategy', 'geometric', 'search', 'Repair', 'measure', 'repair', 'instances', 'first_attribute',
+           'questions', 'problem', 'run', 'study']
 
 # %% ../nbs/15_neufair.ipynb #c002
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 import numpy as np, pandas as pd
 
-from .core import Budget, unknown
-from .decisions import summary, tally
+from threadpoolctl import threadpool_limits
+
+from .core import Budget, git_commit, hardware, unknown
+from .decisions import summary
 from .flips import anneal_flips
-from .networks import as_layers, authors_network, recipes, train
+from .networks import as_layers, authors_network, authors_networks, recipes, train
 from .neurons import Cost, Neurons, cost_of, count, logits
 from .search import SearchResult, exhaustive, genetic, log_cooling, random_search
-from .states import Space, key_state, state_key
-from .tables import load_table
+from .states import Space, state_key
+from .tables import data_sets, load_table, settings
 
 # %% ../nbs/15_neufair.ipynb #c007
 most = dict(adult=50, bank=24, compas=24, default=20, meps16=135) # n_u of the published scripts, for the published architectures
@@ -158,30 +161,76 @@ def repair(
     return Repair(state, plan.drop, measure(weights, biases, table, {"original": np.zeros(neurons.n, bool), "repaired": state}, drop=plan.drop), found)
 
 # %% ../nbs/15_neufair.ipynb #c029
+def instances(
+    dataset:str,
+    networks:str, # "authors", or a name of `recipes`
+    seeds:int,    # networks wanted
+) -> list:        # dicts with seed and, where the authors have two networks of one seed, dropout
+    "The networks of a study; the authors' are those behind the paper's tables."
+    if networks in recipes: return [dict(seed=seed) for seed in range(seeds)]
+    if networks != "authors": raise ValueError(unknown("networks", networks, ["authors", *recipes]))
+    rows = authors_networks(dataset).query("paper")
+    twice = rows["seed"].duplicated(keep=False)
+    return [dict(seed=int(s)) | (dict(dropout=float(d)) if t else {}) for s, d, t in zip(rows["seed"], rows["dropout"], twice)][:seeds]
+
+def first_attribute(
+    dataset:str, # as in `load_table`
+) -> str:        # e.g. "sex"
+    "The protected attribute that the paper names first."
+    if dataset not in data_sets: raise ValueError(unknown("data set", dataset, [*data_sets, "all"]))
+    return next(attribute for name, attribute in settings if name == dataset.split("-")[0])
+
+def questions(
+    dataset:str,      # as in `load_table`, or "all" for the paper's seven settings
+    protected:str="", # empty: the data set's first attribute
+    *,
+    networks:str="quick", # as in `instances`
+    seeds:int=2,          # networks per setting
+    by=("SA",),           # names of `strategies`
+    **more,               # what else `repair` takes, as plain data
+) -> list:                # questions for `run`
+    "What a study asks."
+    pairs = list(settings) if dataset == "all" else [(dataset, protected or first_attribute(dataset))]
+    for plan in by: strategy(plan)
+    return [dict(dataset=d, protected=p, networks=networks, by=plan, **i, **more) for d, p in pairs for i in instances(d, networks, seeds) for plan in by]
+
+# %% ../nbs/15_neufair.ipynb #c031
 @lru_cache(maxsize=4)
 def problem(
-    dataset:str,   # as in `load_table`
-    protected:str, # likewise
-    seed:int,      # of split, network and search
-    networks:str,  # "authors", or a name of `recipes` by which one is trained
-    dropout:float|None=None, # picks one of two networks of the authors with one seed
-):                 # weights, biases, table
+    dataset:str, protected:str, seed:int, networks:str, dropout:float|None=None, # as in a question
+): # weights, biases, table
     "A table and the network to repair."
     table = load_table(dataset, protected, seed=seed)
-    if networks == "authors": network, _ = authors_network(dataset, seed, dropout=dropout)
-    elif networks in recipes: network, _ = train(table, recipes[networks], seed=seed)
-    else: raise ValueError(unknown("networks", networks, ["authors", *recipes]))
+    network = authors_network(dataset, seed, dropout=dropout)[0] if networks == "authors" else train(table, recipes[networks], seed=seed)[0]
     return *as_layers(network), table
 
 def run(
-    question:dict, # dataset, protected, seed, networks, by, budget, and what else `repair` takes
-) -> dict:         # state, dropped, original and repaired metrics per part, evaluated, seconds, accepted, reason
-    "Answer a question of a study."
+    question:dict, # from `questions`
+) -> dict:         # state, dropped, metrics of the original and of the repaired network, evaluated, seconds, accepted, reason, and what made it
+    "Answer one question."
     q = dict(question)
     weights, biases, table = problem(*(q.pop(k) for k in ("dataset", "protected", "seed", "networks")), q.pop("dropout", None))
-    space = Space(sum(len(b) for b in biases[:-1]), *q.pop("bounds")) if "bounds" in q else None
-    fixed = repair((weights, biases), table, q.pop("by"), space=space, rng=question["seed"], **q)
-    found = fixed.search
-    spent = dict(evaluated=found.evaluated, seconds=found.seconds, reason=found.reason, accepted=float(found.trace.get("accepted", pd.Series([np.nan])).mean())) if found else {}
-    return dict(state=state_key(fixed.state), units=len(fixed.state), dropped=int(fixed.state.sum()), **spent,
-                **{f"{part} {name} {k}": v for (part, name), row in fixed.metrics.iterrows() for k, v in row.items()})
+    if "bounds" in q: q["space"] = Space(sum(len(b) for b in biases[:-1]), *q.pop("bounds"))
+    fixed = repair((weights, biases), table, q.pop("by"), rng=question["seed"], **q)
+    spent = {}
+    if found := fixed.search:
+        accepted = found.trace["accepted"].mean() if "accepted" in found.trace else np.nan
+        spent = dict(evaluated=found.evaluated, seconds=found.seconds, reason=found.reason, accepted=float(accepted))
+    return dict(state=state_key(fixed.state), units=len(fixed.state), dropped=int(fixed.state.sum()), **spent, commit=git_commit(), hardware=hardware(),
+                **{f"{part} {name} {metric}": v for (part, name), row in fixed.metrics.iterrows() for metric, v in row.items()})
+
+# %% ../nbs/15_neufair.ipynb #c033
+def study(
+    store,     # a `Store`
+    asked,     # from `questions`
+    *,
+    workers:int=1,       # searches at a time
+    progress:bool=False, # show a bar
+) -> pd.DataFrame:       # one row per question: the question, the answer, and setting, the paper's name of the data set
+    "Answers to all questions of a study, from the store or found now."
+    import scipy.linalg # loads the BLAS that compiled code calls, so that it too gets one thread
+    problem.cache_clear()
+    with threadpool_limits(1): answers = store.recall_all(asked, run, workers=workers, progress=progress)
+    table = pd.DataFrame([q | a for q, a in zip(asked, answers)])
+    names = [settings.get(pair, f"{pair[0]}, {pair[1]}") for pair in zip(table["dataset"], table["protected"])]
+    return table.assign(setting=names, dropout=table.get("dropout", pd.Series(np.nan, table.index)).fillna(0.))

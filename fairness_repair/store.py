@@ -91,6 +91,14 @@ def recall(self:Store,
 
 # %% ../nbs/27_store.ipynb #c017
 @patch
+def unanswered(self:Store,
+    questions, # as in `recall`
+) -> list:     # those that no one has asked before, each once
+    "Which questions are still open."
+    known = {row[0] for row in self.db.execute("select id from outcomes")}
+    return list({name: q for q in questions if (name := protocol_id(q)) not in known}.values())
+
+@patch
 def recall_all(self:Store,
     questions, # as in `recall`
     work,      # function of a question, may run in a thread, returns something JSON-able
@@ -99,10 +107,8 @@ def recall_all(self:Store,
     progress:bool=False, # show a bar
 ) -> list:     # answers, in the order of the questions
     "The answers to many questions."
-    known = {row[0] for row in self.db.execute("select id from outcomes")}
-    missing = {name: q for q in questions if (name := protocol_id(q)) not in known}
     pool = ThreadPoolExecutor(workers)
-    asked = {pool.submit(work, q): q for q in missing.values()}
+    asked = {pool.submit(work, q): q for q in self.unanswered(questions)}
     try:
         for found in tqdm(as_completed(asked), total=len(asked), unit=" runs", disable=not progress): self.recall(asked[found], found.result)
     finally:
