@@ -38,7 +38,7 @@ def probabilities(
     X,                 # float32, shape (rows, inputs)
 ) -> np.ndarray:       # float32, shape (rows,)
     "The probability of a yes."
-    return 1/(1 + np.exp(-_logits(network, X)))
+    return torch.sigmoid(torch.from_numpy(_logits(network, X))).numpy()
 
 def decisions(network:nn.Module, X) -> np.ndarray: # bool, shape (rows,)
     "Who gets a yes: logit above 0."
@@ -59,7 +59,7 @@ class Recipe:
     patience: int | None = None  # stop after so many epochs without a better F1
 
 recipes = dict(
-    quick=Recipe((64, 128, 64), .1, "adam", .003, 40, 512, patience=6),
+    quick=Recipe((64, 128, 64), .1, "adam", .003, 40, 512, patience=4),
     adult=Recipe((64, 128, 64), .1, "sgd", .01, 20_000, schedule="half"),
     bank=Recipe((32, 32), .2, "sgd", .01, 500, 16, balanced=True),
     compas=Recipe((32, 32), .2, "adam", .001, 5_000, 256),
@@ -81,6 +81,15 @@ def _optimiser(network, recipe, epochs): # optimiser, and what to call with the 
 def _f1(chosen, y): return 2*(chosen & y).sum()/max(1, chosen.sum() + y.sum())
 
 # %% ../nbs/11_networks.ipynb #c015
+def _epoch(network, X, y, recipe, optimiser):
+    network.train()
+    for rows in _batches(y, recipe):
+        loss = nn.functional.binary_cross_entropy_with_logits(network(X[rows])[:, 0], y[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+# %% ../nbs/11_networks.ipynb #c016
 def train(
     table,          # a `Table`
     recipe="quick", # a name of `recipes`, or a `Recipe`
@@ -93,13 +102,14 @@ def train(
     "Train a network and keep its best epoch."
     if isinstance(recipe, str) and recipe not in recipes: raise KeyError(unknown("recipe", recipe, recipes))
     recipe = recipes[recipe] if isinstance(recipe, str) else recipe
-    epochs, patience = epochs or recipe.epochs, patience or recipe.patience or np.inf
+    epochs, patience = recipe.epochs if epochs is None else epochs, patience or recipe.patience or np.inf
+    if epochs < 1: raise ValueError(f"epochs = {epochs}: needs at least 1")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build([table.X.shape[1], *recipe.hidden, 1], recipe.dropout)
         return _train(network, table, recipe, epochs, patience, progress)
 
-# %% ../nbs/11_networks.ipynb #c016
+# %% ../nbs/11_networks.ipynb #c017
 def _train(network, table, recipe, epochs, patience, progress):
     (X, y, _), (X_val, y_val, _) = table.part("train"), table.part("val")
     X, y = torch.from_numpy(X), torch.from_numpy(y).float()
@@ -120,18 +130,10 @@ def _train(network, table, recipe, epochs, patience, progress):
     network.load_state_dict(kept)
     return network.eval(), best | dict(epochs=epoch, reason=reason)
 
-def _epoch(network, X, y, recipe, optimiser):
-    network.train()
-    for rows in _batches(y, recipe):
-        loss = nn.functional.binary_cross_entropy_with_logits(network(X[rows])[:, 0], y[rows])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-
-# %% ../nbs/11_networks.ipynb #c023
+# %% ../nbs/11_networks.ipynb #c024
 def authors_networks(
     dataset:str, # adult, bank, compas, default or meps16
-) -> pd.DataFrame: # seed, dropout, f1 (validation, as the file name has it), paper (whether the paper's tables use it), file
+) -> pd.DataFrame: # seed, dropout, f1 (validation, as the file name has it), paper (whether the rows of its RQ1 use it), rq4 (whether its single-drop column does), file
     "The networks of NeuFair's repository."
     files = [name for name in registry() if name.startswith("neufair_models/")]
     known = sorted({name.split("/")[1] for name in files})
@@ -139,6 +141,7 @@ def authors_networks(
     rows = [(*Path(name).stem.split("-")[1:], name) for name in files if name.split("/")[1] == dataset]
     found = pd.DataFrame([dict(seed=int(seed), dropout=float(p), f1=float(f1), file=name) for f1, seed, _, p, name in rows])
     found.insert(3, "paper", (found["seed"] != 1210912848) | (dataset != "default"))
+    found.insert(4, "rq4", found["f1"] == found.groupby("seed")["f1"].transform("max"))
     return found
 
 def authors_seeds(dataset:str) -> list: # int
@@ -146,7 +149,7 @@ def authors_seeds(dataset:str) -> list: # int
     found = authors_networks(dataset)
     return found["seed"][found["paper"]].unique().tolist()
 
-# %% ../nbs/11_networks.ipynb #c026
+# %% ../nbs/11_networks.ipynb #c027
 def from_state(
     state:dict,       # a state dict: weight and bias of each layer, in order
     dropout:float=0., # for further training only
@@ -158,16 +161,16 @@ def from_state(
     network.load_state_dict(dict(zip(network.state_dict(), values)))
     return network.eval()
 
-# %% ../nbs/11_networks.ipynb #c028
+# %% ../nbs/11_networks.ipynb #c029
 def authors_network(
     dataset:str, # adult, bank, compas, default or meps16
     seed:int,    # one of `authors_seeds`; the network fits the split of this seed
     *,
-    dropout:float|None=None, # tells apart the two networks of MEPS16's seeds 42 and 123; None = 0.1, as for its other seeds
-): # the network, in eval mode; and a record: seed, dropout, f1 (validation), paper, file
+    dropout:float|None=None, # tells apart the two networks of MEPS16's seeds 42 and 123; None = the one of higher validation F1
+): # the network, in eval mode; and a record: the row of `authors_networks`
     "A network that NeuFair's authors trained."
     found = authors_networks(dataset)
-    mine = found[found["seed"] == seed].sort_values("dropout")
+    mine = found[found["seed"] == seed].sort_values("f1", ascending=False)
     if not len(mine): raise KeyError(unknown(f"seed of {dataset}", seed, found["seed"].unique()))
     if dropout is not None: mine = mine[mine["dropout"] == dropout]
     if not len(mine): raise ValueError(f"{dataset} has no network of seed {seed} with dropout {dropout}")
@@ -175,7 +178,7 @@ def authors_network(
     _unpack_networks()
     return from_state(torch.load(fetch(record["file"]), weights_only=True), record["dropout"]), record
 
-# %% ../nbs/11_networks.ipynb #c030
+# %% ../nbs/11_networks.ipynb #c031
 def _unpack_networks():
     "Put the archive's networks into the cache, once."
     archive = Path(os.environ.get("FAIRNESS_REPAIR_DATA") or "none")/"neufair_models"/"neufair_saved_models.tar.gz"
@@ -188,7 +191,7 @@ def _unpack_networks():
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.exists(): os.replace(source, target)
 
-# %% ../nbs/11_networks.ipynb #c033
+# %% ../nbs/11_networks.ipynb #c034
 _parts = (nn.Linear, nn.ReLU, nn.Dropout, nn.Identity, nn.Flatten)
 
 def _linears(network): # the linear layers, in order
@@ -201,7 +204,7 @@ def _linears(network): # the linear layers, in order
     if linears[-1].out_features != 1: raise ValueError(f"the last layer has {linears[-1].out_features} outputs: needs one logit (of the positive class)")
     return linears
 
-# %% ../nbs/11_networks.ipynb #c034
+# %% ../nbs/11_networks.ipynb #c035
 def as_layers(
     network:nn.Module, # a chain of Linear, ReLU, Dropout; nested or not; ReLU may be called in `forward`
     *,
@@ -217,7 +220,7 @@ def as_layers(
     _check_chain(network, weights, biases)
     return weights, biases
 
-# %% ../nbs/11_networks.ipynb #c035
+# %% ../nbs/11_networks.ipynb #c036
 def _check_chain(network, weights, biases):
     "Refuse a network that computes something else than its linear layers with ReLU between them."
     X = h = np.random.default_rng(0).standard_normal((64, weights[0].shape[1])).astype(np.float32)
@@ -227,7 +230,7 @@ def _check_chain(network, weights, biases):
         raise ValueError(f"{type(network).__name__} computes something else than its linear layers with ReLU between them: "
                          "take out what its forward adds (a final sigmoid, skip connections, other activations)")
 
-# %% ../nbs/11_networks.ipynb #c040
+# %% ../nbs/11_networks.ipynb #c041
 def repaired(
     network:nn.Module, # as in `as_layers`
     state,             # bool, shape (hidden neurons,), True = dropped

@@ -18,7 +18,7 @@ from .core import Budget, git_commit, hardware, unknown
 from .decisions import summary
 from .flips import anneal_flips
 from .networks import as_layers, authors_network, authors_networks, recipes, train
-from .neurons import Cost, Neurons, cost_of, count, logits
+from .neurons import Cost, Neurons, check_cost, cost_of, count, logits
 from .search import SearchResult, exhaustive, genetic, log_cooling, random_search
 from .states import Space, state_key
 from .tables import data_sets, load_table, settings
@@ -45,8 +45,8 @@ def single_drops(
 def best_single(
     costs, # from `single_drops`
 ) -> np.ndarray: # bool, shape (n,)
-    "The state that drops the best neuron; the last of equals, as published."
-    return np.arange(len(costs)) == len(costs) - 1 - np.argmin(costs[::-1])
+    "The state that drops the best neuron; the first of equals."
+    return np.arange(len(costs)) == np.argmin(costs)
 
 # %% ../nbs/15_neufair.ipynb #c015
 def resampled_costs(
@@ -74,10 +74,11 @@ class Strategy:
     cooling: str = "geometric" # "geometric": to a thousandth over the budget; "log": the published schedule
     keep: int = 60             # best distinct states that are compared on resampled rows; 1: the best is taken
     margin: float = .005       # added to the F1 threshold while searching
+    rounded: bool = False      # take the original's F1 from the authors' file name, three or four digits, as published
 
 published = dict(drop="weights", kind="paper", cooling="log", keep=1, margin=0.)
 strategies = {"SA": Strategy(), "RW": Strategy("RW"), "single": Strategy("single"), "random": Strategy("random"), "genetic": Strategy("genetic"),
-              "SA, paper": Strategy(**published), "RW, paper": Strategy("RW", **published), "single, paper": Strategy("single", **published)}
+              "SA, paper": Strategy(**published), "RW, paper": Strategy("RW", **published), "single, paper": Strategy("single", rounded=True, **published)}
 
 def strategy(
     name:str, # one of `strategies`
@@ -146,6 +147,7 @@ def repair(
     penalty:float=3.,      # NeuFair's p
     threshold:float=.98,   # NeuFair's t
     space:Space|None=None, # None: `search_space`
+    reference:float|None=None, # the original's F1 as its authors give it, for strategies that want it
     rng=0,                 # seed of the search
     **kwargs,              # callback, progress
 ) -> Repair:
@@ -153,8 +155,8 @@ def repair(
     plan = strategy(by)
     weights, biases = network if isinstance(network, tuple) else as_layers(network, table=table)
     neurons = Neurons(weights, biases, *table.part("val"), drop=plan.drop)
-    cost, found = cost_of(neurons, metric=metric, penalty=penalty, threshold=min(1., threshold + plan.margin), kind=plan.kind), None
-    if plan.search == "single": state = best_single(single_drops(neurons, cost))
+    cost = cost_of(neurons, metric=metric, penalty=penalty, threshold=min(1., threshold + plan.margin), kind=plan.kind, reference=reference if plan.rounded else None)
+    if plan.search == "single": found, state = None, best_single(single_drops(neurons, cost))
     else:
         found = search(plan, neurons, cost, space or search_space(neurons.n, table.name), budget=budget, rng=rng, **kwargs)
         state = found.candidates[resampled_costs(neurons, cost, found.candidates, rng=rng).argmin()] if plan.keep > 1 else found.state
@@ -192,26 +194,29 @@ def questions(
     "What a study asks."
     pairs = list(settings) if dataset == "all" else [(dataset, protected or first_attribute(dataset))]
     for plan in by: strategy(plan)
+    check_cost(**{k: more[k] for k in ("metric", "penalty", "threshold") if k in more})
+    if "budget" in more: Budget(states=more["budget"])
     return [dict(dataset=d, protected=p, networks=networks, by=plan, **i, **more) for d, p in pairs for i in instances(d, networks, seeds) for plan in by]
 
 # %% ../nbs/15_neufair.ipynb #c031
 @lru_cache(maxsize=4)
 def problem(
     dataset:str, protected:str, seed:int, networks:str, dropout:float|None=None, # as in a question
-): # weights, biases, table
+): # (weights, biases), table, F1 in the name of the authors' file or None
     "A table and the network to repair."
     table = load_table(dataset, protected, seed=seed)
-    network = authors_network(dataset, seed, dropout=dropout)[0] if networks == "authors" else train(table, recipes[networks], seed=seed)[0]
-    return *as_layers(network), table
+    if networks != "authors": return as_layers(train(table, recipes[networks], seed=seed)[0]), table, None
+    network, record = authors_network(dataset, seed, dropout=dropout)
+    return as_layers(network), table, record["f1"]
 
 def run(
     question:dict, # from `questions`
 ) -> dict:         # state, dropped, metrics of the original and of the repaired network, evaluated, seconds, accepted, reason, and what made it
     "Answer one question."
     q = dict(question)
-    weights, biases, table = problem(*(q.pop(k) for k in ("dataset", "protected", "seed", "networks")), q.pop("dropout", None))
-    if "bounds" in q: q["space"] = Space(sum(len(b) for b in biases[:-1]), *q.pop("bounds"))
-    fixed = repair((weights, biases), table, q.pop("by"), rng=question["seed"], **q)
+    layers, table, reference = problem(*(q.pop(k) for k in ("dataset", "protected", "seed", "networks")), q.pop("dropout", None))
+    if "bounds" in q: q["space"] = Space(sum(len(b) for b in layers[1][:-1]), *q.pop("bounds"))
+    fixed = repair(layers, table, q.pop("by"), rng=question["seed"], reference=reference, **q)
     spent = {}
     if found := fixed.search:
         accepted = found.trace["accepted"].mean() if "accepted" in found.trace else np.nan

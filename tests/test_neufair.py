@@ -1,0 +1,108 @@
+"NeuFair as a user runs it; and, with the authors' networks at hand, its published digits."
+import csv, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np, pandas as pd, pytest
+
+from fairness_repair.core import paths
+from fairness_repair.metrics import half_width
+from fairness_repair.neufair import best_single, instances, measure, problem, questions, single_drops
+from fairness_repair.neurons import Neurons, cost_of
+from fairness_repair.tables import settings
+
+papermill = Path(sys.executable).with_name("papermill")
+authors = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="the authors' networks and data: set FAIRNESS_REPAIR_DATA")
+
+
+def start(folder, notebook, *parameters):
+    env = os.environ | dict(FAIRNESS_REPAIR_FIGURES=str(folder/"figures"), FAIRNESS_REPAIR_RESULTS=str(folder/"results"), OMP_NUM_THREADS="1")
+    command = [str(papermill), str(paths.nbs/f"{notebook}.ipynb"), str(folder/"out.ipynb"), *(str(p) for pair in zip(parameters[::2], parameters[1::2]) for p in ("-p", *pair))]
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def run(folder, notebook, *parameters):
+    process = start(folder, notebook, *parameters)
+    _, stderr = process.communicate(timeout=400)
+    return process.returncode, stderr
+
+
+def table(folder, name="rq1_neufair-adult"):
+    with open(folder/"figures"/f"{name}.csv") as f: return list(csv.DictReader(f))
+
+
+small = ("budget", 300, "seeds", 2, "strategies", "SA; RW, paper")
+
+
+def test_killed_in_mid_run_and_started_again_gives_the_same_table(tmp_path):
+    (tmp_path/"whole").mkdir(), (tmp_path/"killed").mkdir()
+    code, stderr = run(tmp_path/"whole", "rq1_neufair", *small)
+    assert code == 0, stderr[-3000:]
+    store = tmp_path/"killed"/"results"/"neufair-quick.sqlite"
+    process = start(tmp_path/"killed", "rq1_neufair", *small, "workers", 1)
+    deadline = time.time() + 300
+    while time.time() < deadline and process.poll() is None and not answered(store): time.sleep(.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = answered(store)
+    assert kept >= 1
+    code, stderr = run(tmp_path/"killed", "rq1_neufair", *small)
+    assert code == 0, stderr[-3000:]
+    assert answered(store) == 4
+    assert table(tmp_path/"killed") == table(tmp_path/"whole")
+    assert {f"rq1_neufair-adult.{kind}" for kind in ("png", "pdf", "csv", "md")} <= {p.name for p in (tmp_path/"whole"/"figures").iterdir()}
+
+
+def answered(store):
+    import sqlite3
+    if not store.exists(): return 0
+    try:
+        with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as db: return db.execute("select count(*) from outcomes").fetchone()[0]
+    except sqlite3.OperationalError: return 0
+
+
+@pytest.mark.parametrize("parameters, message", [(("budgte", 10), "Did you mean 'budget'"), (("dataset", "adlt"), "Did you mean 'adult'")])
+def test_bad_parameters_stop_the_notebook_at_once(tmp_path, parameters, message):
+    code, stderr = run(tmp_path, "rq1_neufair", *parameters)
+    assert code and message in stderr
+
+
+@pytest.mark.parametrize("more, message", [
+    (dict(networks="author"), "Did you mean 'authors'"), (dict(by=["RV"]), "unknown strategy 'RV'"), (dict(threshold=98.), "threshold = 98"),
+    (dict(metric="eodd"), "Did you mean 'eod'"), (dict(budget=-5), "must be above 0"), (dict(penalty=-1.), "must not be negative")])
+def test_questions_are_checked_before_any_work(more, message):
+    with pytest.raises(ValueError, match=message): questions("adult", **more)
+
+
+def originals_and_singles(dataset, protected):
+    "Per network: metrics of the original on both parts, and of the published single drop."
+    rows = []
+    for instance in instances(dataset, "authors", 99):
+        (weights, biases), data, reference = problem(dataset, protected, instance["seed"], "authors", instance.get("dropout"))
+        neurons = Neurons(weights, biases, *data.part("val"), drop="weights")
+        single = best_single(single_drops(neurons, cost_of(neurons, kind="paper", reference=reference)))
+        found = measure(weights, biases, data, {"original": np.zeros(neurons.n, bool), "single": single}, drop="weights")
+        rows.append(instance | dict(neuron=int(single.argmax())) | {f"{part} {name} {m}": found.loc[(part, name), m] for part, name in found.index for m in ("eod", "f1", "accuracy")})
+    return pd.DataFrame(rows)
+
+
+@authors
+@pytest.mark.parametrize("dataset, protected", list(settings))
+def test_published_originals_and_single_drops(dataset, protected):
+    ours = originals_and_singles(dataset, protected)
+    paper = pd.read_csv(paths.data/"paper"/"neufair_rq1_rq2.csv").query("dataset == @dataset and protected == @protected and method == 'Original'").iloc[0]
+    for column, value in dict(eod_pct=100*ours["test original eod"].mean(), eod_pm=100*half_width(ours["test original eod"]), f1=ours["test original f1"].mean(),
+                              f1_pm=half_width(ours["test original f1"]), acc=ours["test original accuracy"].mean(), acc_pm=half_width(ours["test original accuracy"])).items():
+        assert value == pytest.approx(paper[column], abs=.00051), column
+    rerun = pd.read_csv(paths.data/"paper"/"neufair_rerun.csv").query("dataset == @dataset and protected == @protected").set_index("seed")
+    for _, row in ours.iterrows():
+        if row["seed"] not in rerun.index: continue
+        known = rerun.loc[row["seed"]]
+        assert row["neuron"] == known["drop1_neuron"]
+        for column, name in dict(val_eod="val original eod", val_f1="val original f1", test_eod="test original eod", test_acc="test original accuracy",
+                                 drop1_val_eod="val single eod", drop1_test_eod="test single eod", drop1_test_f1="test single f1").items():
+            assert row[name] == pytest.approx(known[column], abs=6e-6), (row["seed"], column)
+    if (dataset, protected) in (("adult", "sex"), ("adult", "race"), ("compas", "sex"), ("compas", "race"), ("bank", "age")):
+        claim = pd.read_csv(paths.data/"paper"/"neufair_rq4_dice.csv").query("dataset == @dataset and protected == @protected").iloc[0]
+        assert 100*ours["test single eod"].mean() == pytest.approx(claim["dice_eod_pct"], abs=.00051)
+        assert 100*half_width(ours["test single eod"]) == pytest.approx(claim["dice_pm"], abs=.00051)
+
