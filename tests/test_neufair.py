@@ -106,3 +106,36 @@ def test_published_originals_and_single_drops(dataset, protected):
         assert 100*ours["test single eod"].mean() == pytest.approx(claim["dice_eod_pct"], abs=.00051)
         assert 100*half_width(ours["test single eod"]) == pytest.approx(claim["dice_pm"], abs=.00051)
 
+
+
+def own_table():
+    "A table of three groups in which the smallest is judged by other features."
+    rng = np.random.default_rng(0)
+    n = 3000
+    region = rng.choice(["north", "south", "east"], n, p=[.5, .3, .2])
+    score, age = rng.normal(size=n), rng.integers(18, 80, n)
+    approved = score + .8*(region == "north") - .8*(region == "east") + rng.normal(size=n)*.5 > .3
+    return pd.DataFrame(dict(score=score, age=age, region=region, home=rng.choice(["rent", "own"], n), approved=np.where(approved, "yes", "no")))
+
+
+def test_own_table_own_network_three_groups():
+    import torch
+    from fairness_repair.networks import decisions, repaired
+    from fairness_repair.neufair import repair
+    from fairness_repair.tables import read_table
+    table = read_table(own_table(), label="approved", positive="yes", protected="region", seed=1)
+    assert len(table.groups) == 3
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(table.X.shape[1], 24), torch.nn.ReLU(), torch.nn.Linear(24, 1))
+    X, y = torch.tensor(table.part("train")[0]), torch.tensor(table.part("train")[1], dtype=torch.float32)
+    optimiser = torch.optim.Adam(network.parameters(), .01)
+    for _ in range(200):
+        optimiser.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(network(X)[:, 0], y).backward()
+        optimiser.step()
+    fixed = repair(network, table, budget=2000, metric="spd")
+    assert fixed.metrics.loc[("val", "repaired"), "spd"] <= fixed.metrics.loc[("val", "original"), "spd"]
+    assert fixed.metrics.loc[("val", "repaired"), "f1"] >= .98*fixed.metrics.loc[("val", "original"), "f1"]
+    X, y, group = table.part("test")
+    plain = decisions(repaired(network, fixed.state), X)
+    assert fixed.metrics.loc[("test", "repaired"), "accuracy"] == pytest.approx((plain == y).mean())
