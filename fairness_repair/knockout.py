@@ -7,7 +7,7 @@ __all__ = ['layers_of', 'find_cache', 'recorded', 'repeat', 'skipped', 'pieces',
            'record', 'drop_each', 'Scan', 'scan_probe', 'knock_out', 'borrow']
 
 # %% ../nbs/29_knockout.ipynb #c002
-import copy, time
+import copy, json, time
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -157,9 +157,12 @@ class Scan(Bench):
     "A bench that also knows what scans have stored; it shares model, probes and store with the bench it is made from."
     def __init__(self, bench:Bench): vars(self).update(vars(bench))
 
-    def protocols(self, probe) -> list: # under which numbers may lie, the last one for new numbers of a scan
+    def protocols(self, probe) -> list: # under which numbers may lie: the plain one first, that of new numbers of a scan last
         plain = self.model | probe.description
-        return [plain] if self.model["dtype"] == "float32" else [plain, plain | dict(scan="by layer")]
+        own = plain if self.model["dtype"] == "float32" else plain | dict(scan="by layer")
+        same = lambda d: {k: v for k, v in d.items() if k not in ("batch", "scan")}
+        stored = [json.loads(d) for d, in self.store.db.execute("select description from protocols order by id")]
+        return [plain, *(d for d in stored if same(d) == same(plain) and d not in (plain, own)), own]
 
     def known(self, probe, state): # float64 array, or None
         found = (self.store.get(protocol, state_key(state)) for protocol in self.protocols(probe))
@@ -211,7 +214,7 @@ def knock_out(
         tables.append(rows.assign(**dict(zip(names, key)), head=[-1, *chosen]))
     return pd.concat(tables, ignore_index=True)
 
-# %% ../nbs/29_knockout.ipynb #c033
+# %% ../nbs/29_knockout.ipynb #c035
 def borrow(
     store,  # a `Store`
     path,   # another store's file; nothing happens if it is not there

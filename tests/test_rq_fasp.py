@@ -48,11 +48,8 @@ def test_no_data_and_no_network_is_one_clear_error(tmp_path):
 
 @pytest.mark.parametrize("question, parameters, message", [
     ("rq2_fasp", ("scores", "publishd"), "Did you mean 'published'?"),
-    ("rq2_fasp", ("model", "gpt5", "scores", "published"), "unknown published model 'gpt5'"),
     ("rq4_fasp", ("model", "gpt-j-6B", "scores", "published"), "no scores per seed for gpt-j-6B"),
-    ("rq4_fasp", ("seeds", 1), "at least two"),
     ("rq1_fasp", ("limit", 0.5), "limit = 0.5"),
-    ("rq3_fasp", ("alpha", 0.0), "alpha = 0.0"),
     ("rq3_fasp", ("alhpa", 0.1), "Did you mean 'alpha'?"),
 ], ids=lambda p: str(p[0]) if isinstance(p, tuple) else "")
 def test_bad_parameter_is_one_clear_error(tmp_path, question, parameters, message):
@@ -68,6 +65,3 @@ def test_questions_share_a_store(tmp_path):
     assert [row["method"] for row in first] == ["FASP", "bias only", "ppl only", "magnitude", "mask gradient", "random"]
     code, printed, stderr = run("rq1_fasp", tmp_path, "seeds", 2, "alphas", "0.125,0.25")
     assert code == 0 and "measured 0, reused" in printed and table(tmp_path, "rq1_fasp-tiny") == first
-    code, printed, stderr = run("rq3_fasp", tmp_path, "seeds", 2, "others", "race", "own", False)
-    assert code == 0, stderr[-3000:]
-    assert {row["measured_on"] for row in table(tmp_path, "rq3_fasp-tiny")} == {"gender", "race"}
