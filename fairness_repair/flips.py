@@ -75,6 +75,7 @@ def _mark(z, logit, off, back, lo, hi, margin, change, marks): # writes change a
         far = abs(at) - abs(d)*(hi if (d > zero) != (at > zero) else low)
         change[s], marks[s] = d, (far <= margin) & (d != zero)
 
+# %% ../nbs/14_flips.ipynb #c016
 @njit(nogil=True, cache=True)
 def _touched(net, chain, unit, lo, hi, margin, work): # rows and their changes
     "Rows whose decision may change if a unit is flipped, and by how much the unit's output changes there."
@@ -95,7 +96,7 @@ def _work(rows):
     "Space for `_touched`."
     return np.empty(rows, np.int32), np.empty(rows, np.float32), np.empty(rows, np.float32), np.empty(rows, np.float32), np.zeros(-(-rows//8)*8, np.uint8)
 
-# %% ../nbs/14_flips.ipynb #c018
+# %% ../nbs/14_flips.ipynb #c019
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
 def _push(net, chain, unit, rows, d, keep): # logits of the rows, shape (rows,)
     "Carry the change d of a unit's output through the rest of the network."
@@ -116,7 +117,7 @@ def _push(net, chain, unit, rows, d, keep): # logits of the rows, shape (rows,)
         delta = np.dot(delta, net.wt[m])
     return chain.logit[rows] + delta[:, 0]
 
-# %% ../nbs/14_flips.ipynb #c022
+# %% ../nbs/14_flips.ipynb #c023
 @njit(nogil=True, cache=True)
 def _unfairness(positive, total, metric):
     "Largest gap between compared groups."
@@ -131,6 +132,7 @@ def _unfairness(positive, total, metric):
         low, high = np.minimum(low, rate), np.maximum(high, rate)
     return (high - low).max()
 
+# %% ../nbs/14_flips.ipynb #c024
 @njit(nogil=True, cache=True)
 def _cost(positive, total, rule): # rule: base, least, metric, penalty, graded
     "`Cost` for one set of counts."
@@ -142,7 +144,7 @@ def _cost(positive, total, rule): # rule: base, least, metric, penalty, graded
 
 def _rule(cost:Cost): return cost.base, cost.least, list(fairness).index(cost.metric), cost.penalty, cost.kind == "graded"
 
-# %% ../nbs/14_flips.ipynb #c025
+# %% ../nbs/14_flips.ipynb #c027
 @njit(nogil=True, cache=True)
 def _pick(state, size, low, high, u):
     "The unit that a uniform picks among the flips that stay within the bounds."
@@ -155,13 +157,24 @@ def _pick(state, size, low, high, u):
             rank -= 1
     return -1
 
+# %% ../nbs/14_flips.ipynb #c030
+@njit(nogil=True, cache=True)
+def _accept(net, chain, unit, lo, hi, work):
+    "Carry a flip into the chain."
+    rows, d = _touched(net, chain, unit, lo, hi, np.float32(np.inf), work)
+    new, positive = _push(net, chain, unit, rows, d, True), chain.positive.reshape(-1)
+    for r in range(len(rows)):
+        positive[net.cell[rows[r]]] += np.int32(new[r] > 0) - np.int32(chain.logit[rows[r]] > 0)
+        chain.logit[rows[r]] = new[r]
+    chain.state[unit] = not chain.state[unit]
+    chain.alive[net.layer[unit]][net.index[unit]] = 1 - chain.state[unit]
+
 @njit(nogil=True, cache=True)
 def _walk(net, chain, rule, low, high, u, T, always, work): # units, accepted, costs, counts of the evaluated states
     "One step of annealing for each row of u."
     steps, size = len(u), chain.state.sum()
     units, accepted, costs = np.empty(steps, np.int32), np.zeros(steps, np.bool_), np.empty(steps)
     counts = np.empty((steps,) + chain.positive.shape, np.int32)
-    positive, cell = chain.positive.reshape(-1), net.cell
     for i in range(steps):
         unit = _pick(chain.state, size, low, high, u[i, 0])
         lo, hi = _reach(net, chain.alive, net.layer[unit], net.index[unit])
@@ -169,22 +182,43 @@ def _walk(net, chain, rule, low, high, u, T, always, work): # units, accepted, c
         new = _push(net, chain, unit, rows, d, False)
         counts[i] = chain.positive
         after = counts[i].reshape(-1)
-        for r in range(len(rows)): after[cell[rows[r]]] += np.int32(new[r] > 0) - np.int32(chain.logit[rows[r]] > 0)
+        for r in range(len(rows)): after[net.cell[rows[r]]] += np.int32(new[r] > 0) - np.int32(chain.logit[rows[r]] > 0)
         units[i], costs[i] = unit, _cost(counts[i], net.total, rule)
         accepted[i] = always or costs[i] <= chain.cost[0] or u[i, 1] < math.exp(-(costs[i] - chain.cost[0])/T[i])
         if accepted[i]:
-            rows, d = _touched(net, chain, unit, lo, hi, np.float32(np.inf), work)
-            new = _push(net, chain, unit, rows, d, True)
-            for r in range(len(rows)):
-                positive[cell[rows[r]]] += np.int32(new[r] > 0) - np.int32(chain.logit[rows[r]] > 0)
-                chain.logit[rows[r]] = new[r]
-            chain.state[unit] = not chain.state[unit]
-            chain.alive[net.layer[unit]][net.index[unit]] = 1 - chain.state[unit]
+            _accept(net, chain, unit, lo, hi, work)
             chain.cost[0] = costs[i]
             size += 1 if chain.state[unit] else -1
     return units, accepted, costs, counts
 
-# %% ../nbs/14_flips.ipynb #c029
+# %% ../nbs/14_flips.ipynb #c034
+def _remember_walk(ledger, state, units, accepted, costs):
+    "Keep the best states of a walk that started at a state."
+    worst = ledger.costs[-1] if len(ledger.costs) == ledger.keep else np.inf
+    good = np.flatnonzero(costs < worst)
+    if not len(good): return
+    good = good[costs[good].argsort(kind="stable")[:50*ledger.keep]]
+    parity = np.logical_xor.accumulate(np.eye(len(state), dtype=bool)[units]*accepted[:, None], axis=0)
+    states = state ^ np.where(good[:, None] > 0, parity[good - 1], False)
+    states[np.arange(len(good)), units[good]] ^= True
+    ledger._remember(states, costs[good])
+
+class _Walker:
+    "What a search over neurons keeps beside its chain."
+    def __init__(self, neurons, cost, space, ledger, stream, visited):
+        self.neurons, self.space, self.ledger, self.stream, self.visited = neurons, space, ledger, stream, visited
+        self.net, self.rule, self.work = _net(neurons), _rule(cost), _work(neurons.rows)
+
+    def go(self, chain, T, always): # accepted, costs, as many as the budget allows
+        steps, before = self.ledger.budget.left(len(T)), chain.state.copy()
+        _refresh(self.neurons, chain)
+        units, accepted, costs, counts = _walk(self.net, chain, self.rule, self.space.low, self.space.high, self.stream.random((steps, 2)), T[:steps], always, self.work)
+        self.ledger.budget.spend(steps)
+        _remember_walk(self.ledger, before, units, accepted, costs)
+        if self.visited is not None: self.visited.append(counts)
+        return accepted, costs
+
+# %% ../nbs/14_flips.ipynb #c035
 def anneal_flips(
     neurons:Neurons,
     cost:Cost,   # from `cost_of`
@@ -205,24 +239,12 @@ def anneal_flips(
 ) -> SearchResult:
     "Simulated annealing over the neurons of a network (NeuFair, Algorithm 2)."
     if space.low == space.high: raise ValueError(f"n_l = n_u = {space.low}: annealing flips one unit at a time; widen the bounds")
-    ledger = Ledger(lambda states: cost(count(neurons, states), neurons.total), space, budget, keep=keep)
-    stream, net, work = np.random.default_rng(rng).spawn(1)[0], _net(neurons), _work(neurons.rows)
-    start = _random_states(space, stream.random((1, space.n + 1)))
-    def walk(chain, steps, T, always):
-        steps = ledger.budget.left(steps)
-        _refresh(neurons, chain)
-        before = chain.state.copy()
-        units, accepted, costs, counts = _walk(net, chain, _rule(cost), space.low, space.high, stream.random((steps, 2)), T[:steps], always, work)
-        ledger.budget.spend(steps)
-        _remember_walk(ledger, before, units, accepted, costs)
-        if visited is not None: visited.append(counts)
-        return accepted, costs
+    ledger, stream = Ledger(lambda states: cost(count(neurons, states), neurons.total), space, budget, keep=keep), np.random.default_rng(rng).spawn(1)[0]
+    walker, start = _Walker(neurons, cost, space, ledger, stream, visited), _random_states(space, stream.random((1, space.n + 1)))
     def steps():
         chain, T, i = _chain(neurons, start[0]), T0, 0
         if T is None and not always:
-            first = ledger(start)
-            _, costs = walk(chain, warm_up, np.ones(warm_up), True)
-            moves = np.concatenate([first, costs])
+            moves = np.concatenate([ledger(start), walker.go(chain, np.ones(warm_up), True)[1]])
             up = moves[1:] > moves[:-1]
             T = initial_temperature(moves[:-1][up], moves[1:][up], chi_0=chi_0)
             chain.state[:] = start[0]
@@ -230,19 +252,7 @@ def anneal_flips(
         chain.cost[:] = ledger(start)
         while not ledger.budget.reason:
             schedule = np.full(block, np.inf) if always else np.maximum(cooling(T, i + np.arange(block)), 1e-300)
-            accepted, costs = walk(chain, block, schedule, always)
-            yield dict(cost=chain.cost[0], temperature=0 if always else schedule[len(costs) - 1], accepted=accepted.mean())
+            accepted, _ = walker.go(chain, schedule, always)
+            yield dict(cost=chain.cost[0], temperature=0 if always else schedule[len(accepted) - 1], accepted=accepted.mean())
             i += block
     return _run(ledger, steps(), ended="no new states", callback=callback, progress=progress)
-
-# %% ../nbs/14_flips.ipynb #c030
-def _remember_walk(ledger, state, units, accepted, costs):
-    "Keep the best states of a walk that started at a state."
-    worst = ledger.costs[-1] if len(ledger.costs) == ledger.keep else np.inf
-    good = np.flatnonzero(costs < worst)
-    if not len(good): return
-    good = good[costs[good].argsort(kind="stable")[:50*ledger.keep]]
-    parity = np.logical_xor.accumulate(np.eye(len(state), dtype=bool)[units]*accepted[:, None], axis=0)
-    states = state ^ np.where(good[:, None] > 0, parity[good - 1], False)
-    states[np.arange(len(good)), units[good]] ^= True
-    ledger._remember(states, costs[good])

@@ -94,6 +94,7 @@ def geometric(
     "Cooling that ends cold, whatever the budget."
     return lambda T0, i: T0*1e-3**np.minimum(i/steps, 1)
 
+# %% ../nbs/15_neufair.ipynb #c022
 def search(
     plan:Strategy,
     neurons:Neurons, # on the validation rows
@@ -112,7 +113,7 @@ def search(
     return anneal_flips(neurons, cost, space, budget=budget, warm_up=max(10, min(5000, (states or 50_000)//10)), cooling=cooling,
                         always=plan.search == "RW", keep=plan.keep, **kwargs)
 
-# %% ../nbs/15_neufair.ipynb #c023
+# %% ../nbs/15_neufair.ipynb #c025
 @dataclass
 class Repair:
     "Which neurons to drop, and what that does."
@@ -123,6 +124,7 @@ class Repair:
 
     def __repr__(self): return f"{int(self.state.sum())} of {len(self.state)} neurons dropped\n{self.metrics.round(4)}"
 
+# %% ../nbs/15_neufair.ipynb #c026
 def measure(
     weights, biases, # from `as_layers`
     table,           # a `Table`
@@ -137,7 +139,7 @@ def measure(
         for name, counts in zip(states, count(neurons, states.values())): rows[part, name] = summary(counts, neurons.total)
     return pd.DataFrame(rows).T.rename_axis(["part", "network"])
 
-# %% ../nbs/15_neufair.ipynb #c024
+# %% ../nbs/15_neufair.ipynb #c027
 def repair(
     network, # a ReLU network with one logit, or its (weights, biases)
     table,   # a `Table`
@@ -160,10 +162,11 @@ def repair(
     if plan.search == "single": found, state = None, best_single(single_drops(neurons, cost))
     else:
         found = search(plan, neurons, cost, space or search_space(neurons.n, table.name), budget=budget, rng=rng, **kwargs)
-        state = found.candidates[resampled_costs(neurons, cost, found.candidates, rng=rng).argmin()] if plan.keep > 1 else found.state
+        good = found.candidates[found.costs <= cost.base]
+        state = good[resampled_costs(neurons, cost, good, rng=rng).argmin()] if plan.keep > 1 else found.state
     return Repair(state, plan.drop, measure(weights, biases, table, {"original": np.zeros(neurons.n, bool), "repaired": state}, drop=plan.drop), found)
 
-# %% ../nbs/15_neufair.ipynb #c029
+# %% ../nbs/15_neufair.ipynb #c032
 def instances(
     dataset:str,
     networks:str, # "authors", or a name of `recipes`
@@ -199,7 +202,7 @@ def questions(
     if "budget" in more: Budget(states=more["budget"])
     return [dict(dataset=d, protected=p, networks=networks, by=plan, **i, **more) for d, p in pairs for i in instances(d, networks, seeds) for plan in by]
 
-# %% ../nbs/15_neufair.ipynb #c031
+# %% ../nbs/15_neufair.ipynb #c034
 one_at_a_time = Lock() # two searches of one network wait for it to be trained once
 
 @lru_cache(maxsize=4)
@@ -212,6 +215,7 @@ def problem(
     network, record = authors_network(dataset, seed, dropout=dropout)
     return as_layers(network), table, record["f1"]
 
+# %% ../nbs/15_neufair.ipynb #c035
 def run(
     question:dict, # from `questions`
 ) -> dict:         # state, dropped, metrics of the original and of the repaired network, evaluated, seconds, accepted, reason, and what made it
@@ -227,7 +231,7 @@ def run(
     return dict(state=state_key(fixed.state), units=len(fixed.state), dropped=int(fixed.state.sum()), **spent, commit=git_commit(), hardware=hardware(),
                 **{f"{part} {name} {metric}": v for (part, name), row in fixed.metrics.iterrows() for metric, v in row.items()})
 
-# %% ../nbs/15_neufair.ipynb #c033
+# %% ../nbs/15_neufair.ipynb #c037
 def study(
     store,     # a `Store`
     asked,     # from `questions`

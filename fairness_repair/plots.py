@@ -97,9 +97,7 @@ def plot_surrogate(
 def plot_intervals(
     values, # DataFrame, one row per measurement
     *,
-    x:str,     # column of settings
-    hue:str,   # column of methods
-    value:str, # column that is drawn
+    x:str, hue:str, value:str, # columns: settings, methods, what is drawn
     claims=None, # DataFrame with the same columns and `half`, the half-width of each claim
     ax=None,   # where to draw
 ):
@@ -115,7 +113,7 @@ def plot_intervals(
         if claims is not None:
             said = claims[claims[hue] == method].set_index(x).reindex(settings)
             ax.errorbar(at + width*.35, said[value], yerr=said["half"], fmt="o", ms=5, mfc="white", color=colour, lw=.8, alpha=.8, label="_")
-    if claims is not None: ax.errorbar([], [], fmt="o", ms=5, mfc="white", color="grey", label="as published")
+    if claims is not None: ax.errorbar([], [], fmt="o", ms=5, mfc="white", color="grey", label="the paper's numbers")
     ax.set_xticks(range(len(settings)), settings)
     ax.set_ylim(bottom=0)
     ax.legend(fontsize="x-small", ncols=4, loc="upper center", bbox_to_anchor=(.5, -.1))
@@ -141,6 +139,7 @@ def plot_visited(
     ax.legend(fontsize="x-small", loc="upper left")
     return ax
 
+# %% ../nbs/50_plots.ipynb #c023
 def plot_sweep(
     table, # DataFrame, one row per value and method
     *,
