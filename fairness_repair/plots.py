@@ -116,7 +116,7 @@ def plot_intervals(
     if claims is not None: ax.errorbar([], [], fmt="o", ms=5, mfc="white", color="grey", label="the paper's numbers")
     ax.set_xticks(range(len(settings)), settings)
     ax.set_ylim(bottom=0)
-    ax.legend(fontsize="x-small", ncols=4, loc="upper center", bbox_to_anchor=(.5, -.1))
+    ax.legend(fontsize="x-small", ncols=4 if len(settings) > 2 else 2, loc="upper center", bbox_to_anchor=(.5, -.1))
     return ax
 
 # %% ../nbs/50_plots.ipynb #c022
