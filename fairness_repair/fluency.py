@@ -74,5 +74,5 @@ def window_nll(
     lengths = [len(w.ids) for w in windows]
     found = np.zeros(len(windows))
     def read(part): found[part] = _batch_nll(lm, [windows[i] for i in part])
-    side_by_side(read, batches(lengths, max(1, tokens//max(lengths))), lm.device)
+    side_by_side(read, batches(lengths, max(1, tokens//max(lengths))), lm)
     return found

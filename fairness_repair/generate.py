@@ -86,11 +86,11 @@ def pad_left(
 def side_by_side(
     work,  # function of one item
     items, # independent of each other
-    device,# where the work runs; only on a processor is it shared out
+    lm:LM, # that does the work
 ) -> list: # work(item) for each
     "Do independent work on as many cores as torch may use, each piece on one."
-    cores = torch.get_num_threads()
-    if device.type != "cpu" or cores == 1: return [work(item) for item in items]
+    cores, size = torch.get_num_threads(), sum(p.numel() for p in lm.model.parameters())
+    if lm.device.type != "cpu" or cores == 1 or size < 1e7: return [work(item) for item in items]
     pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
     try: return list(pool.map(work, items))
     finally:
@@ -142,5 +142,5 @@ def generate(
     forbidden = [i for i in {lm.tokenizer.eos_token_id, lm.tokenizer.pad_token_id} if i is not None]
     found = torch.zeros(len(rows), new_tokens, dtype=torch.long)
     def sample(part): found[part] = _continue(lm, [rows[i] for i in part], keys[part].to(lm.device), new_tokens, top_k=top_k, temperature=temperature, forbidden=forbidden)
-    side_by_side(sample, batches([len(r) for r in rows], batch), lm.device)
+    side_by_side(sample, batches([len(r) for r in rows], batch), lm)
     return lm.tokenizer.batch_decode(found)

@@ -90,7 +90,7 @@ def __call__(self:NextWord,
         ids, at = part
         logits = lm.model(input_ids=ids, use_cache=False).logits[torch.arange(len(at)), at]
         return logits.double().softmax(-1)[:, words].sum(-1)
-    return torch.cat(side_by_side(ask, zip(rows.split(64), last.split(64)), lm.device)).cpu().numpy()
+    return torch.cat(side_by_side(ask, zip(rows.split(64), last.split(64)), lm)).cpu().numpy()
 
 # %% ../nbs/28_measure.ipynb #c011
 class Reading:
