@@ -35,13 +35,13 @@ class Continuations:
         new_tokens:int=20,       # tokens per continuation
         seed:int=0,              # of the sampling noise
         score_on="continuation", # or "full": prompt and continuation
-        batch:int=256,           # prompts per batch, part of the protocol
+        batch:int|None=None,     # prompts per batch, part of the protocol; None: half of them, 32 to 128, so that two cores share
     ):
         check_groups(prompts["group"])
         self.prompts, self.scorer = prompts.reset_index(drop=True), scorer
         self.texts, self.groups = self.prompts["text"].tolist(), self.prompts["group"].to_numpy()
         self.draws = self.prompts["draw"].to_numpy() if "draw" in self.prompts else np.zeros(len(prompts), int)
-        self.settings = dict(new_tokens=new_tokens, seed=seed, batch=batch)
+        self.settings = dict(new_tokens=new_tokens, seed=seed, batch=batch or min(128, max(32, -(-len(prompts)//2))))
         self.score_on = score_on
 
     @property

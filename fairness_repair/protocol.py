@@ -28,20 +28,20 @@ class Protocol:
     score_on: str = "continuation" # or "full"
     dtype: str = "bfloat16"     # of the model
     new_tokens: int = 10        # per continuation
-    search: int = 32            # prompts per group that the search measures a state on
+    search: int = 24            # prompts per group that the search measures a state on
     single: int = 8             # prompts per group for FASP's single heads
-    selection: int = 64         # prompts per group that choose among candidates
+    selection: int = 48         # prompts per group that choose among candidates
     report: int = 256           # prompts per group that the report is written on
     search_tokens: int = 512    # of text, for search and for single heads
     selection_tokens: int = 2048 # of text, to choose among candidates
     report_tokens: int = 8192   # of text, for the report
     epsilon: float = .5         # weight of fairness against perplexity
     limit: float = 1.15         # perplexity ratio that a repair should not exceed
-    protect: float = .4         # share of heads, those most needed for fluency, that no search may touch
+    protect: float = .5         # share of heads, those most needed for fluency, that no search may touch
     least: float = .02          # n_l, as a share of all heads
     most: float = .05           # n_u, as a share of all heads
-    budget: int = 48            # measured states per method and seed, verification included
-    keep: int = 6               # of these, how many are for verification
+    budget: int = 36            # measured states per method and seed, verification included
+    keep: int = 5               # of these, how many are for verification
     seeds: int = 1              # search seeds
 
 # %% ../nbs/33_protocol.ipynb #c007
