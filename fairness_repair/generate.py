@@ -141,6 +141,7 @@ def generate(
     keys = torch.tensor([noise_key(seed, text, draw) for text, draw in zip(texts, draws)])
     forbidden = [i for i in {lm.tokenizer.eos_token_id, lm.tokenizer.pad_token_id} if i is not None]
     found = torch.zeros(len(rows), new_tokens, dtype=torch.long)
-    def sample(part): found[part] = _continue(lm, [rows[i] for i in part], keys[part].to(lm.device), new_tokens, top_k=top_k, temperature=temperature, forbidden=forbidden)
-    side_by_side(sample, batches([len(r) for r in rows], batch), lm)
+    def sample(part): return _continue(lm, [rows[i] for i in part], keys[part].to(lm.device), new_tokens, top_k=top_k, temperature=temperature, forbidden=forbidden)
+    parts = batches([len(r) for r in rows], batch)
+    for part, new in zip(parts, side_by_side(sample, parts, lm)): found[part] = new
     return lm.tokenizer.batch_decode(found)
