@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from .decisions import fairness, tally
-from .neurons import Cost, Neurons, count
+from .neurons import Cost, Neurons, count, layers
 from .search import Ledger, SearchResult, _run, initial_temperature, log_cooling
 from .states import Space, _random_states
 
@@ -24,10 +24,9 @@ def _net(
     neurons:Neurons,
 ) -> Net:
     "A network laid out for flips."
-    off = np.maximum(np.concatenate(neurons.biases[:-1]), 0)*np.float32(neurons.drop == "weights")
     each = lambda f: tuple(np.ascontiguousarray(f(w)) for w in neurons.weights[1:])
     return Net(w=each(lambda w: w), plus=each(lambda w: np.maximum(w, 0)), minus=each(lambda w: np.minimum(w, 0)), wt=each(np.transpose),
-               first=np.ascontiguousarray(neurons.first.T), off=off.astype(np.float32), layer=np.repeat(np.arange(len(neurons.sizes)), neurons.sizes),
+               first=np.ascontiguousarray(neurons.first.T), off=np.concatenate(neurons.off), layer=np.repeat(np.arange(len(neurons.sizes)), neurons.sizes),
                index=np.concatenate([np.arange(n) for n in neurons.sizes]), cell=neurons.cell, total=neurons.total)
 
 # %% ../nbs/14_flips.ipynb #c008
@@ -35,12 +34,9 @@ def _refresh(
     neurons:Neurons, chain:Chain,
 ):
     "Fill a chain's caches by a full forward pass."
-    z, dropped = neurons.first, np.split(chain.state, np.cumsum(neurons.sizes)[:-1])
-    for l, gone in enumerate(dropped):
-        chain.z[l][:], chain.alive[l][:] = z, ~gone
-        off = np.maximum(neurons.biases[l], 0) if neurons.drop == "weights" else np.float32(0)
-        z = np.where(gone, off, np.maximum(z, 0)) @ neurons.weights[l + 1].T + neurons.biases[l + 1]
-    chain.logit[:] = z[:, 0]
+    *hidden, logit = layers(neurons, chain.state)
+    for z, known, alive, gone in zip(hidden, chain.z, chain.alive, np.split(chain.state, np.cumsum(neurons.sizes)[:-1])): known[:], alive[:] = z, ~gone
+    chain.logit[:] = logit[:, 0]
     chain.positive[:] = tally(chain.logit > 0, neurons.cell, neurons.groups)
 
 def _chain(
