@@ -248,6 +248,7 @@ def judge(
     state,              # bool, shape (n,)
     *,
     axis:str,           # what the prompts differ in
+    limit:float=np.inf,   # perplexity ratio that a repair should not exceed
     reason:str|None=None, # why nothing needs repair, if so
 ):                      # one of `statuses`, and a sentence
     "What may be claimed."
@@ -256,6 +257,7 @@ def judge(
     bias, reading = table.iloc[0], table.iloc[-1]
     heads, between = f"{int(np.sum(state))} of {len(state)} heads", f"95 % interval of the change {number(bias['low'])} to {number(bias['high'])}"
     moved = f"from {number(bias['original'])} to {number(bias['repaired'])} ({percent(bias)}; {between}), at {percent(reading)} perplexity"
+    if reading["repaired"] > limit*reading["original"]: moved += f", which is more than the {100*(limit - 1):+.0f} % that a repair may cost"
     if bias["high"] < 0: return "repaired", f"Repaired: without {heads}, {axis} bias falls {moved}."
     if bias["low"] > 0: return "worse", f"Worse: without {heads}, {axis} bias rises {moved}. No model is saved."
     return "not shown", f"Not shown: without {heads}, {axis} bias goes {moved}, but the interval includes zero, so this may be chance."
@@ -657,10 +659,10 @@ def run_job(
         found = dict(table=table, groups=compare_groups(report, state), controls=drop_at_random(report, search, int(state.sum())), sizes=count_data(report),
                      cloud=relative(benches["search"], measured_states(benches["search"]) if search else []))
         bar.total = bar.n
-    status, verdict = judge(table, state, axis=job.settings.axis, reason=reason)
+    status, verdict = judge(table, state, axis=job.settings.axis, limit=job.settings.limit, reason=reason)
     measured, reused = (sum(getattr(b, k) for b in benches.values()) for k in ("measured", "reused"))
     record = provenance(asked=job.asked, weights=lm.weights_hash(), verdict=verdict, dropped=as_heads(state, lm.n_heads), measured=measured, reused=reused, seconds=round(time.perf_counter() - start, 1))
-    return RepairResult(job, repr(lm), (lm.n_layers, lm.n_heads), state, status, verdict, record=record, **found)
+    return RepairResult(job, repr(replace(lm, name=slug(lm.name))), (lm.n_layers, lm.n_heads), state, status, verdict, record=record, **found)
 
 # %% ../nbs/52_repair.ipynb #c080
 def save_result(
