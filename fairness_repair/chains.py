@@ -37,6 +37,7 @@ def _layers(
     surrogate:MLPSurrogate, # fitted
 ) -> Layers:
     "One surrogate, laid out."
+    if type(surrogate) is not MLPSurrogate: raise ValueError(f"{type(surrogate).__name__}: fast chains take MLPSurrogates; `search.anneal` takes any surrogate")
     check_is_fitted(surrogate)
     if len(surrogate.layers_) != 3: raise ValueError(f"hidden = {surrogate.hidden}: fast chains need two hidden layers; `search.anneal` takes any surrogate")
     weights, (w, b), (last, end) = surrogate.layers_[0], *surrogate.layers_[1:]
@@ -44,6 +45,7 @@ def _layers(
     s = surrogate.scaling_
     return Layers(start, first, np.ascontiguousarray(w), b, np.ascontiguousarray(last[:, 0]), end[0], float(s.low), float(s.width), bool(s.log))
 
+# %% ../nbs/43_chains.ipynb #c012
 def as_module(
     surrogate:MLPSurrogate, # fitted
 ) -> nn.Sequential:
@@ -55,7 +57,7 @@ def as_module(
         layers += [linear, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
-# %% ../nbs/43_chains.ipynb #c014
+# %% ../nbs/43_chains.ipynb #c015
 lanes = 64 # chains per matrix product
 Chains = namedtuple("Chains", "states dropped keys costs units") # of each chain: its state, how many units that drops, its key, its cost, the unit to flip (-1: none)
 Caches = namedtuple("Caches", "z h y guess") # of each chain in one network: first-layer inputs and outputs, second-layer product, what the network says
@@ -66,7 +68,7 @@ def _caches(net):
     first, second = net.w.shape
     return Caches(*(np.zeros((lanes, k), np.float32) for k in (first, first, second)), np.zeros(lanes))
 
-# %% ../nbs/43_chains.ipynb #c016
+# %% ../nbs/43_chains.ipynb #c017
 @njit(nogil=True, cache=True)
 def _propose(net, chains, live, z, h): # writes h
     "First-layer outputs of each chain's neighbour."
@@ -78,6 +80,7 @@ def _propose(net, chains, live, z, h): # writes h
             v = z[c, j] + sign*net.first[max(unit, 0), j]
             h[c, j] = v if v > zero else zero
 
+# %% ../nbs/43_chains.ipynb #c018
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
 def _read(net, live, y, guess): # writes guess
     "From the second layer's product to the guess, in the target's unit but for the exponential."
@@ -98,7 +101,7 @@ def _guess(net, chains, live, caches):
     if net.log:
         for c in range(live): caches.guess[c] = math.exp(caches.guess[c])
 
-# %% ../nbs/43_chains.ipynb #c018
+# %% ../nbs/43_chains.ipynb #c020
 @njit(nogil=True, cache=True)
 def _weigh(bias, perplexity, rule): # rule: epsilon, limit, original bias, original perplexity
     "The cost of two guesses."
@@ -117,7 +120,7 @@ def _settle(nets, chains, caches, live, zobrist, rule):
     for k in range(2): _guess(nets[k], chains, live, caches[k])
     for c in range(live): chains.costs[c] = _weigh(caches[0].guess[c], caches[1].guess[c], rule)
 
-# %% ../nbs/43_chains.ipynb #c022
+# %% ../nbs/43_chains.ipynb #c024
 Best = namedtuple("Best", "costs keys states") # the best of a group since last asked, in no order
 
 def _best(n, keep): return Best(np.full(keep, np.inf), np.zeros(keep, np.uint64), np.zeros((keep, n), bool))
@@ -141,18 +144,21 @@ def _carry(net, chains, live, z):
             sign = np.float32(-1 if chains.states[c, unit] else 1)
             for j in range(z.shape[1]): z[c, j] += sign*net.first[unit, j]
 
+# %% ../nbs/43_chains.ipynb #c025
 @njit(nogil=True, cache=True)
 def _flip(chains, live, zobrist): # how many
     "Carry accepted flips into the states."
     flips = 0
     for c in range(live):
-        if (unit := chains.units[c]) >= 0:
+        unit = chains.units[c]
+        if unit >= 0:
             chains.dropped[c] += -1 if chains.states[c, unit] else 1
-            chains.states[c, unit], chains.keys[c] = not chains.states[c, unit], chains.keys[c] ^ zobrist[unit]
+            chains.states[c, unit] = not chains.states[c, unit]
+            chains.keys[c] ^= zobrist[unit]
             flips += 1
     return flips
 
-# %% ../nbs/43_chains.ipynb #c023
+# %% ../nbs/43_chains.ipynb #c026
 @njit(nogil=True, cache=True)
 def _walk(nets, chains, caches, live, bounds, u, T, always, best, worst, zobrist, rule): # costs of the evaluated states (steps, live), accepted moves
     "Steps of annealing; u: uniforms, shape (live, steps, 2), T: temperatures, shape (live, steps)."
@@ -175,7 +181,7 @@ def _walk(nets, chains, caches, live, bounds, u, T, always, best, worst, zobrist
         accepted += _flip(chains, live, zobrist)
     return costs, accepted
 
-# %% ../nbs/43_chains.ipynb #c027
+# %% ../nbs/43_chains.ipynb #c030
 @njit(nogil=True, cache=True)
 def _temperatures(before, after, chi_0): # costs before and after each move, shape (moves, chains)
     "`initial_temperature` of each chain's uphill moves."
@@ -192,7 +198,7 @@ def _temperatures(before, after, chi_0): # costs before and after each move, sha
         found[c] = T
     return found
 
-# %% ../nbs/43_chains.ipynb #c030
+# %% ../nbs/43_chains.ipynb #c033
 class _Group:
     "Chains that share matrix products."
     def __init__(self, nets, rule, space, rngs, keep):
@@ -216,7 +222,7 @@ class _Group:
         found = np.isfinite(best.costs)
         return best.states[found], best.costs[found], costs, accepted
 
-# %% ../nbs/43_chains.ipynb #c031
+# %% ../nbs/43_chains.ipynb #c034
 class _Team:
     "Groups side by side, one core each, and the ledger they write to."
     def __init__(self, groups, ledger, pool): self.groups, self.ledger, self.pool = groups, ledger, pool
@@ -231,7 +237,7 @@ class _Team:
         "Evaluate the starts, as far as the budget goes."
         left = self.ledger.budget.left(sum(len(g.rngs) for g in self.groups))
         self.ledger.budget.spend(left)
-        return np.concatenate([costs for _, costs in self._each(_Group.settle, left)])
+        return np.concatenate([np.zeros(0), *(costs for _, costs in self._each(_Group.settle, left))])
 
     def walk(self, T, always=False): # costs of whole steps (steps, chains), share of moves accepted
         "A step for each column of T, as far as the budget goes."
@@ -244,7 +250,7 @@ class _Team:
         self.ledger.budget.spend(full*chains + rest)
         return (np.concatenate([f[2] for f in found], 1), sum(f[3] for f in found)/(full*chains)) if full else (np.empty((0, chains)), np.nan)
 
-# %% ../nbs/43_chains.ipynb #c033
+# %% ../nbs/43_chains.ipynb #c036
 def anneal_chains(
     surrogates,  # fitted `Surrogates`: bias, perplexity, original, weights
     space:Space, # n_l < n_u
@@ -273,7 +279,7 @@ def anneal_chains(
         steps = _anneal(team, chains, T0, warm_up, chi_0, cooling, block)
         return _run(team.ledger, steps, ended="states", callback=callback, progress=progress)
 
-# %% ../nbs/43_chains.ipynb #c034
+# %% ../nbs/43_chains.ipynb #c037
 def _anneal(team, chains, T0, warm_up, chi_0, cooling, block): # rows of the trace
     "Estimate temperatures, go back to the start, and cool down."
     budget, T, i = team.ledger.budget, np.full(chains, np.nan if T0 is None else T0), 0

@@ -65,6 +65,7 @@ def forward(
     moved = itemsize*(a.body + a.head) + itemsize*rows*context*a.cached + 4*4*rows*scored*a.vocabulary
     return np.array([operations, moved, a.layers], float)
 
+# %% ../nbs/45_costs.ipynb #c013
 def generation(
     a:Anatomy,
     lengths,        # tokens of each prompt
@@ -81,6 +82,7 @@ def generation(
         for step in range(1, new_tokens): write += forward(a, rows, 1, longest + step, scored=1, itemsize=itemsize)
     return {"prompts": read, "new tokens": write}
 
+# %% ../nbs/45_costs.ipynb #c014
 def reading(
     a:Anatomy,
     lengths,        # tokens of each window
@@ -95,7 +97,7 @@ def reading(
         work += forward(a, len(part), longest, longest, scored=longest, itemsize=itemsize)
     return {"text": work}
 
-# %% ../nbs/45_costs.ipynb #c016
+# %% ../nbs/45_costs.ipynb #c018
 def bench_work(
     bench:Bench,
 ) -> pd.DataFrame: # phases x operations, bytes, calls
@@ -110,7 +112,7 @@ def bench_work(
     found |= reading(a, [len(w.ids) for w in bench.reading.windows], itemsize=itemsize)
     return pd.DataFrame(found, index=["operations", "bytes", "calls"]).T
 
-# %% ../nbs/45_costs.ipynb #c019
+# %% ../nbs/45_costs.ipynb #c021
 @dataclass(frozen=True)
 class Machine:
     "What a machine can do."
@@ -127,6 +129,7 @@ machines = {
     "A6000": Machine("RTX A6000", 154.8e12, 768e9, 3e-4, "NVIDIA data sheet: 309.7 TFLOPS bfloat16 with sparsity, half of it dense; 768 GB/s", .5, .8, True),
     "H200": Machine("H200", 989.5e12, 4.8e12, 3e-4, "NVIDIA data sheet: 1,979 TFLOPS bfloat16 with sparsity, half of it dense; 4.8 TB/s", .5, .8, True)}
 
+# %% ../nbs/45_costs.ipynb #c022
 def seconds(
     work:pd.DataFrame, # from `bench_work`, or phases x operations, bytes, calls
     machine:Machine,
@@ -136,7 +139,7 @@ def seconds(
     calls = work["calls"]*machine.call
     return np.maximum(busy, calls) if machine.overlaps else busy + calls
 
-# %% ../nbs/45_costs.ipynb #c023
+# %% ../nbs/45_costs.ipynb #c026
 def _best_of(f, times=5):
     "Seconds of the fastest call."
     def once():
@@ -155,7 +158,7 @@ def this_machine(
     ids, other = torch.zeros(1, 1, dtype=torch.long), torch.empty_like(big)
     return Machine(describe_machine(), 2*768**3/_best_of(lambda: a @ a), 2*4*2**24/_best_of(lambda: other.copy_(big)), _best_of(lambda: small(input_ids=ids))/8, f"measured, {torch.get_num_threads()} threads, {str(dtype).removeprefix('torch.')}")
 
-# %% ../nbs/45_costs.ipynb #c026
+# %% ../nbs/45_costs.ipynb #c029
 @dataclass(frozen=True)
 class Plan:
     "States of one kind."
@@ -167,6 +170,7 @@ class Plan:
     prompt_tokens: int = 16 # of each prompt
     new_tokens: int = 40    # of each continuation
 
+# %% ../nbs/45_costs.ipynb #c030
 def plan_hours(
     plan:Plan,
     a:Anatomy,     # of the model
@@ -180,7 +184,7 @@ def plan_hours(
     if plan.tokens: work |= {k: v*plan.tokens/plan.window for k, v in reading(a, [plan.window], tokens=plan.window).items()}
     return float(plan.states*seconds(pd.DataFrame(work, index=["operations", "bytes", "calls"]).T, machine).sum()/3600)
 
-# %% ../nbs/45_costs.ipynb #c030
+# %% ../nbs/45_costs.ipynb #c034
 def paper_plans(
     model:str,  # in `architectures`
     heads:int,

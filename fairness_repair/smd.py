@@ -96,7 +96,7 @@ def inlier_bounds(
 ): # (low, high)
     "What counts as a reasonable answer."
     if np.isnan(values := np.asarray(values, float)).all(): raise ValueError(f"none of {len(values)} answers of the unpruned model holds a number: nothing to compare with")
-    low, high = np.nanquantile(values, [(1 - share)/2, (1 + share)/2])
+    low, high = np.nanquantile(values, [(1 - share)/2, (1 + share)/2], method="inverted_cdf") # answers that were given
     return float(low), float(high)
 
 def inlier_ratio(

@@ -75,7 +75,8 @@ def test_collection_survives_a_kill(tiny, tmp_path):
     class Killed:
         def __init__(self): self.bench, self.left = bench(), 6
         def __call__(self, states):
-            if (self.left := self.left - len(states)) < 0: raise RuntimeError("killed")
+            self.left -= len(states)
+            if self.left < 0: raise RuntimeError("killed")
             return self.bench(states)
     space = Space(16, 1, 8)
     with pytest.raises(RuntimeError): collect(Objective(Killed(), free=np.ones(16)), space, budget=12)
