@@ -8,7 +8,7 @@ __all__ = ['searches', 'around', 'candidate_pool', 'most_promising', 'by_rounds'
 # %% ../nbs/41_active.ipynb #c002
 import numpy as np, pandas as pd
 
-from .attention_pruning import Objective, Surrogates, by_annealing, by_random, by_surrogate, collect, fit_surrogates
+from .attention_pruning import Objective, Surrogates, by_annealing, by_random, by_surrogate, collect, finished, fit_surrogates
 from .search import _within, anneal, genetic
 from .states import Space, random_states
 
@@ -115,7 +115,7 @@ def screen(
 # %% ../nbs/41_active.ipynb #c025
 def by_genetic(objective, space, *, samples, keep=20, rng=0) -> np.ndarray:
     "Genetic search on the measured cost itself."
-    return genetic(objective, space, budget=samples, population=max(8, min(40, samples//8)), keep=keep, distinct=True, rng=rng).candidates
+    return finished(genetic(objective, space, budget=samples, population=max(8, min(40, samples//8)), keep=keep, distinct=True, rng=rng))
 
 def by_rounds_of_networks(objective, space, *, samples, keep=20, rng=0) -> np.ndarray:
     "Four rounds with ensembles of the paper's networks."
