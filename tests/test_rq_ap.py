@@ -21,13 +21,11 @@ def table(folder, name):
     with open(folder/"figures"/f"{name}.csv") as f: return list(csv.DictReader(f))
 
 
-@pytest.mark.parametrize("question, parameters", [
-    ("rq1_ap", ("states", 60, "seeds", 1)), ("rq3_ap", ("samples", 60, "seeds", 1, "search", 5000)), ("rq4_ap", ("seeds", 1, "budget", 60)), ("rq5_ap", ("repeats", 0))])
-def test_writes_figure_table_and_record(tmp_path, question, parameters):
-    code, printed, stderr = run(question, tmp_path, *parameters)
+def test_writes_figure_table_and_record(tmp_path):
+    code, printed, stderr = run("rq4_ap", tmp_path, "seeds", 1, "budget", 60)
     assert code == 0, stderr[-3000:]
-    assert {f"{question}-tiny.{kind}" for kind in ("png", "pdf", "csv", "md")} <= {p.name for p in (tmp_path/"figures").iterdir()}
-    record = (tmp_path/"figures"/f"{question}-tiny.md").read_text()
+    assert {f"rq4_ap-tiny.{kind}" for kind in ("png", "pdf", "csv", "md")} <= {p.name for p in (tmp_path/"figures").iterdir()}
+    record = (tmp_path/"figures"/"rq4_ap-tiny.md").read_text()
     for word in ("commit", "versions", "seconds", "answer"): assert f'"{word}"' in record
 
 
@@ -39,10 +37,7 @@ def test_masks_are_measured_on_every_axis(tmp_path):
 
 @pytest.mark.parametrize("question, parameters, message", [
     ("rq1_ap", ("sates", 60), "Did you mean 'states'?"),
-    ("rq1_ap", ("noise", -0.5), "noise = -0.5"),
-    ("rq1_ap", ("model", "tiny-equal"), "nothing to repair"),
     ("rq3_ap", ("search", 10), "search = 10"),
-    ("rq4_ap", ("controls", 0), "controls = 0"),
     ("rq4_ap", ("others", "agee"), "agee"),
 ], ids=lambda p: str(p[0]) if isinstance(p, tuple) else "")
 def test_bad_parameter_is_one_clear_error(tmp_path, question, parameters, message):
