@@ -9,7 +9,7 @@ MODEL  ?= tiny
 ARGS   ?=
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test docs smollm2 rq2_ap
+.PHONY: setup demo test pytest_runs pytest_parts docs smollm2 rq2_ap
 
 setup: $(VENV)/ready
 
@@ -39,7 +39,14 @@ smollm2: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_file_re '^(_|rq2_ap)'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	$(MAKE) -j2 --output-sync pytest_runs pytest_parts
+
+# two halves, one core each: tests that run notebooks and commands, and all others
+pytest_runs:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST) tests/test_r*.py
+
+pytest_parts:
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST) --ignore-glob='*/test_r*.py'
 
 docs: setup
 	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
