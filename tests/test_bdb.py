@@ -1,6 +1,5 @@
 "Breaking Down Bias as a user runs it: papermill, a run that is killed, answers as people write them, bad input."
-import csv, os, signal, sqlite3, subprocess, sys, time
-from pathlib import Path
+import os, signal, time
 
 import numpy as np, pytest
 
@@ -11,30 +10,16 @@ from fairness_repair.core import paths
 from fairness_repair.models import load
 from fairness_repair.price_tag import read_truth
 
-papermill = Path(sys.executable).with_name("papermill")
+from papermill_runs import answered, run, start, table
+
+priced = "rq1_bdb-price-tag"
 small = ("draws", 2, "per_group", 4, "variations", 3, "seeds", 1)
-
-
-def start(folder, notebook, *parameters):
-    env = os.environ | dict(FAIRNESS_REPAIR_FIGURES=str(folder/"figures"), FAIRNESS_REPAIR_RESULTS=str(folder/"results"), OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    flat = [str(p) for pair in zip(parameters[::2], parameters[1::2]) for p in ("-p", *pair)]
-    return subprocess.Popen([str(papermill), str(paths.nbs/f"{notebook}.ipynb"), str(folder/"out.ipynb"), *flat], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def run(folder, notebook, *parameters):
-    process = start(folder, notebook, *parameters)
-    _, stderr = process.communicate(timeout=300)
-    return process.returncode, stderr
-
-
-def table(folder, name="rq1_bdb-price-tag"):
-    with open(folder/"figures"/f"{name}.csv") as f: return list(csv.DictReader(f))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    code, stderr = run(folder, "rq1_bdb", *small, "save", folder/"repaired")
+    code, _, stderr = run(folder, "rq1_bdb", *small, "save", folder/"repaired")
     assert code == 0, stderr[-3000:]
     return folder
 
@@ -42,7 +27,7 @@ def undisturbed(tmp_path_factory):
 def test_rq1_writes_table_figure_and_model(undisturbed):
     written = {p.name for p in (undisturbed/"figures").iterdir()}
     assert {f"rq1_bdb-price-tag.{kind}" for kind in ("png", "pdf", "csv", "md")} <= written
-    assert {"weights, prompt-specific", "weights, within-context", "weights, cross-context", "weights, random", "heads, cross-context"} <= {row["method"] for row in table(undisturbed)}
+    assert {"weights, prompt-specific", "weights, within-context", "weights, cross-context", "weights, random", "heads, cross-context"} <= {row["method"] for row in table(undisturbed, priced)}
     assert (undisturbed/"repaired"/"mask.json").exists()
     from transformers import AutoModelForCausalLM
     AutoModelForCausalLM.from_pretrained(undisturbed/"repaired", dtype="float32")
@@ -50,27 +35,25 @@ def test_rq1_writes_table_figure_and_model(undisturbed):
 
 def test_a_killed_run_goes_on_where_it_stopped(undisturbed, tmp_path):
     process, store = start(tmp_path, "rq1_bdb", *small), tmp_path/"results"/"bdb-price-tag.sqlite"
-    def answered():
-        try: return sqlite3.connect(f"file:{store}?mode=ro", uri=True).execute("select count(*) from outcomes").fetchone()[0]
-        except sqlite3.Error: return 0
     deadline = time.monotonic() + 120
-    while answered() < 5 and process.poll() is None and time.monotonic() < deadline: time.sleep(.02)
+    while answered(store) < 5 and process.poll() is None and time.monotonic() < deadline: time.sleep(.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    before = answered()
+    before = answered(store)
     assert before >= 5 and not (tmp_path/"figures"/"rq1_bdb-price-tag.csv").exists()
-    code, stderr = run(tmp_path, "rq1_bdb", *small)
+    code, _, stderr = run(tmp_path, "rq1_bdb", *small)
     assert code == 0, stderr[-3000:]
-    assert table(tmp_path) == table(undisturbed)
+    assert table(tmp_path, priced) == table(undisturbed, priced)
 
 
 @pytest.mark.parametrize("parameters, message", [(("tau_mn", .2), "Did you mean 'tau_min'"), (("scenario", "Purchases"), "Did you mean 'Purchase'")])
 def test_bad_parameters_are_refused(tmp_path, parameters, message):
-    code, stderr = run(tmp_path, "rq1_bdb", *parameters)
+    code, _, stderr = run(tmp_path, "rq1_bdb", *parameters)
     assert code != 0 and message in stderr
 
 
-@pytest.mark.parametrize("changes, message", [(dict(draws=0), "draws = 0"), (dict(tau_maj=1.5), "tau_maj = 1.5"), (dict(heard=9), "heard = 9"), (dict(temperature=0.), "temperature = 0")])
+@pytest.mark.parametrize("changes, message", [(dict(draws=0), "draws = 0"), (dict(tau_maj=1.5), "tau_maj = 1.5"), (dict(heard=9), "heard = 9"), (dict(temperature=0.), "temperature = 0"),
+                                              (dict(form="chats"), "Did you mean 'chat'"), (dict(knocks=-2), "knocks = -2")])
 def test_bad_designs_are_refused(changes, message):
     with pytest.raises(ValueError, match=message): design("price-tag", **changes)
 
@@ -121,8 +104,9 @@ def test_answers_follow_the_model_of_the_chat():
     tokenizer = load("smollm2-135m").tokenizer
     prompts = audit_prompts(tokenizer, names=read_names(per_group=1), scenarios=["Purchase"])
     assert prompts["text"][0].endswith("assistant\n") and "Hunter Becker" in prompts["text"][0]
-    row = prompts.iloc[0]
-    assert row["text"][row["start"]:row["stop"]] == row["name"]
+    begun = audit_prompts(tokenizer, names=read_names(per_group=1), scenarios=["Purchase"], form="begun")
+    assert begun["text"][0].startswith(prompts["text"][0]) and begun["text"][0].endswith("for a used chair is $")
+    for row in (prompts.iloc[0], begun.iloc[0]): assert row["text"][row["start"]:row["stop"]] == row["name"]
 
 
 def test_truth_belongs_to_the_weights():

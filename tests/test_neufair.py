@@ -1,6 +1,5 @@
 "NeuFair as a user runs it; and, with the authors' networks at hand, its published digits."
-import csv, os, signal, subprocess, sys, time
-from pathlib import Path
+import os, signal, time
 
 import numpy as np, pandas as pd, pytest
 
@@ -10,24 +9,9 @@ from fairness_repair.neufair import best_single, instances, measure, problem, qu
 from fairness_repair.neurons import Neurons, cost_of
 from fairness_repair.tables import settings
 
-papermill = Path(sys.executable).with_name("papermill")
+from papermill_runs import answered, run, start, table
+
 authors = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="the authors' networks and data: set FAIRNESS_REPAIR_DATA")
-
-
-def start(folder, notebook, *parameters):
-    env = os.environ | dict(FAIRNESS_REPAIR_FIGURES=str(folder/"figures"), FAIRNESS_REPAIR_RESULTS=str(folder/"results"), OMP_NUM_THREADS="1")
-    command = [str(papermill), str(paths.nbs/f"{notebook}.ipynb"), str(folder/"out.ipynb"), *(str(p) for pair in zip(parameters[::2], parameters[1::2]) for p in ("-p", *pair))]
-    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def run(folder, notebook, *parameters):
-    process = start(folder, notebook, *parameters)
-    _, stderr = process.communicate(timeout=400)
-    return process.returncode, stderr
-
-
-def table(folder, name="rq1_neufair-adult"):
-    with open(folder/"figures"/f"{name}.csv") as f: return list(csv.DictReader(f))
 
 
 small = ("budget", 300, "seeds", 2, "strategies", "SA; RW, paper")
@@ -35,7 +19,7 @@ small = ("budget", 300, "seeds", 2, "strategies", "SA; RW, paper")
 
 def test_killed_in_mid_run_and_started_again_gives_the_same_table(tmp_path):
     (tmp_path/"whole").mkdir(), (tmp_path/"killed").mkdir()
-    code, stderr = run(tmp_path/"whole", "rq1_neufair", *small)
+    code, _, stderr = run(tmp_path/"whole", "rq1_neufair", *small)
     assert code == 0, stderr[-3000:]
     store = tmp_path/"killed"/"results"/"neufair-quick.sqlite"
     process = start(tmp_path/"killed", "rq1_neufair", *small, "workers", 1)
@@ -45,24 +29,16 @@ def test_killed_in_mid_run_and_started_again_gives_the_same_table(tmp_path):
     process.wait()
     kept = answered(store)
     assert kept >= 1
-    code, stderr = run(tmp_path/"killed", "rq1_neufair", *small)
+    code, _, stderr = run(tmp_path/"killed", "rq1_neufair", *small)
     assert code == 0, stderr[-3000:]
     assert answered(store) == 4
-    assert table(tmp_path/"killed") == table(tmp_path/"whole")
+    assert table(tmp_path/"killed", "rq1_neufair-adult") == table(tmp_path/"whole", "rq1_neufair-adult")
     assert {f"rq1_neufair-adult.{kind}" for kind in ("png", "pdf", "csv", "md")} <= {p.name for p in (tmp_path/"whole"/"figures").iterdir()}
-
-
-def answered(store):
-    import sqlite3
-    if not store.exists(): return 0
-    try:
-        with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as db: return db.execute("select count(*) from outcomes").fetchone()[0]
-    except sqlite3.OperationalError: return 0
 
 
 @pytest.mark.parametrize("parameters, message", [(("budgte", 10), "Did you mean 'budget'"), (("dataset", "adlt"), "Did you mean 'adult'")])
 def test_bad_parameters_stop_the_notebook_at_once(tmp_path, parameters, message):
-    code, stderr = run(tmp_path, "rq1_neufair", *parameters)
+    code, _, stderr = run(tmp_path, "rq1_neufair", *parameters)
     assert code and message in stderr
 
 
@@ -105,7 +81,6 @@ def test_published_originals_and_single_drops(dataset, protected):
         claim = pd.read_csv(paths.data/"paper"/"neufair_rq4_dice.csv").query("dataset == @dataset and protected == @protected").iloc[0]
         assert 100*ours["test single eod"].mean() == pytest.approx(claim["dice_eod_pct"], abs=.00051)
         assert 100*half_width(ours["test single eod"]) == pytest.approx(claim["dice_pm"], abs=.00051)
-
 
 
 def own_table():

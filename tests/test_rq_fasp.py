@@ -1,30 +1,16 @@
 "The four notebooks on FASP as a user runs them: published scores without weights, bad parameters, a store that is used again."
-import csv, os, subprocess, sys
-from pathlib import Path
+import os
 
-import nbformat, pytest
+import pytest
 
-from fairness_repair.core import paths
+from papermill_runs import run, table
 
-papermill = Path(sys.executable).with_name("papermill")
 given = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="needs the published scores: set FAIRNESS_REPAIR_DATA")
-
-
-def run(question, folder, *parameters, **more):
-    env = os.environ | dict(FAIRNESS_REPAIR_FIGURES=str(folder/"figures"), FAIRNESS_REPAIR_RESULTS=str(folder/"results"), OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1") | more
-    flat = [str(p) for pair in zip(parameters[::2], parameters[1::2]) for p in ("-p", *pair)]
-    done = subprocess.run([str(papermill), str(paths.nbs/f"{question}.ipynb"), str(folder/"out.ipynb"), *flat], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    printed = "\n".join(o.get("text", "") for c in nbformat.read(folder/"out.ipynb", 4).cells for o in c.get("outputs", []) if o.get("name") == "stdout") if (folder/"out.ipynb").exists() else ""
-    return done.returncode, printed, done.stderr
-
-
-def table(folder, name):
-    with open(folder/"figures"/f"{name}.csv") as f: return list(csv.DictReader(f))
 
 
 @given
 def test_correlations_without_weights(tmp_path):
-    code, printed, stderr = run("rq2_fasp", tmp_path, "model", "gpt2", "scores", "published")
+    code, printed, stderr = run(tmp_path, "rq2_fasp", "model", "gpt2", "scores", "published")
     assert code == 0, stderr[-3000:]
     assert printed.count("66 of 66") == 5
     assert {"rq2_fasp-gpt2-published.png", "rq2_fasp-gpt2-published.pdf", "rq2_fasp-gpt2-published.md"} <= {p.name for p in (tmp_path/"figures").iterdir()}
@@ -34,7 +20,7 @@ def test_correlations_without_weights(tmp_path):
 @given
 @pytest.mark.parametrize("model, says", [("gpt2", "Spearman 0.18"), ("gpt-neo-1.3B", "these scores say nothing of heads")])
 def test_reliability_without_weights(tmp_path, model, says):
-    code, printed, stderr = run("rq4_fasp", tmp_path, "model", model, "scores", "published")
+    code, printed, stderr = run(tmp_path, "rq4_fasp", "model", model, "scores", "published")
     assert code == 0, stderr[-3000:]
     assert says in printed
 
@@ -42,7 +28,7 @@ def test_reliability_without_weights(tmp_path, model, says):
 def test_no_data_and_no_network_is_one_clear_error(tmp_path):
     "An address that cannot be reached, an empty cache: the error names file and variable."
     more = dict(FAIRNESS_REPAIR_DATA="", FAIRNESS_REPAIR_CACHE=str(tmp_path/"cache"), https_proxy="http://127.0.0.1:9", HTTPS_PROXY="http://127.0.0.1:9")
-    code, _, stderr = run("rq2_fasp", tmp_path, "model", "gpt2", "scores", "published", **more)
+    code, _, stderr = run(tmp_path, "rq2_fasp", "model", "gpt2", "scores", "published", **more)
     assert code != 0 and "FAIRNESS_REPAIR_DATA" in stderr and "fasp_reference/" in stderr
 
 
@@ -53,15 +39,15 @@ def test_no_data_and_no_network_is_one_clear_error(tmp_path):
     ("rq3_fasp", ("alhpa", 0.1), "Did you mean 'alpha'?"),
 ], ids=lambda p: str(p[0]) if isinstance(p, tuple) else "")
 def test_bad_parameter_is_one_clear_error(tmp_path, question, parameters, message):
-    code, _, stderr = run(question, tmp_path, *parameters)
+    code, _, stderr = run(tmp_path, question, *parameters)
     assert code != 0 and message in stderr
 
 
 def test_questions_share_a_store(tmp_path):
     "What one question has measured, the next one finds, and a second run measures nothing."
-    code, _, stderr = run("rq1_fasp", tmp_path, "seeds", 2, "alphas", "0.125,0.25")
+    code, _, stderr = run(tmp_path, "rq1_fasp", "seeds", 2, "alphas", "0.125,0.25")
     assert code == 0, stderr[-3000:]
     first = table(tmp_path, "rq1_fasp-tiny")
     assert [row["method"] for row in first] == ["FASP", "bias only", "ppl only", "magnitude", "mask gradient", "random"]
-    code, printed, stderr = run("rq1_fasp", tmp_path, "seeds", 2, "alphas", "0.125,0.25")
+    code, printed, stderr = run(tmp_path, "rq1_fasp", "seeds", 2, "alphas", "0.125,0.25")
     assert code == 0 and "measured 0, reused" in printed and table(tmp_path, "rq1_fasp-tiny") == first

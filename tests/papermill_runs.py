@@ -1,0 +1,34 @@
+"Research questions run as a user runs them, with figures and results in a folder of their own."
+import csv, os, sqlite3, subprocess, sys
+from pathlib import Path
+
+import nbformat
+
+from fairness_repair.core import paths
+
+
+def start(folder, notebook, *parameters, **environment):
+    "A papermill process: parameters are name, value, name, value."
+    env = os.environ | dict(FAIRNESS_REPAIR_FIGURES=str(folder/"figures"), FAIRNESS_REPAIR_RESULTS=str(folder/"results"), OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1") | environment
+    flat = [str(p) for pair in zip(parameters[::2], parameters[1::2]) for p in ("-p", *pair)]
+    command = [str(Path(sys.executable).with_name("papermill")), str(paths.nbs/f"{notebook}.ipynb"), str(folder/"out.ipynb"), *flat]
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def run(folder, notebook, *parameters, **environment):
+    "Exit code, what the notebook printed, and papermill's messages."
+    process, out = start(folder, notebook, *parameters, **environment), folder/"out.ipynb"
+    _, stderr = process.communicate(timeout=400)
+    cells = nbformat.read(out, 4).cells if out.exists() else []
+    return process.returncode, "\n".join(o.get("text", "") for c in cells for o in c.get("outputs", []) if o.get("name") == "stdout"), stderr
+
+
+def answered(store):
+    "Questions that a store of a running process remembers."
+    if not store.exists(): return 0
+    try: return sqlite3.connect(f"file:{store}?mode=ro", uri=True).execute("select count(*) from outcomes").fetchone()[0]
+    except sqlite3.Error: return 0
+
+
+def table(folder, name):
+    with open(folder/"figures"/f"{name}.csv") as f: return list(csv.DictReader(f))
