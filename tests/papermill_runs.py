@@ -32,3 +32,15 @@ def answered(store):
 
 def table(folder, name):
     with open(folder/"figures"/f"{name}.csv") as f: return list(csv.DictReader(f))
+
+
+def refusal(notebook, *parameters):
+    "What a notebook's first cells say of parameters that they refuse, run in this process as papermill would run them."
+    cells = [c.source for c in nbformat.read(paths.nbs/f"{notebook}.ipynb", 4).cells if c.cell_type == "code"]
+    told = "\n".join(["# Parameters", *(f"{name} = {value!r}" for name, value in zip(parameters[::2], parameters[1::2]))])
+    space = dict(In=[])
+    for cell in (cells[0], told, *cells[1:7]):
+        space["In"].append(cell)
+        try: exec(cell, space)
+        except Exception as refused: return str(refused)
+    return ""

@@ -7,6 +7,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from fairness_repair.core import paths
 
+from papermill_runs import refusal
+
 papermill = Path(sys.executable).with_name("papermill")
 notebook = paths.nbs/"rq2_ap.ipynb"
 
@@ -105,6 +107,12 @@ def children_of_folder(folder):
     return found
 
 
+def test_bad_parameter_stops_the_run_with_one_clear_error(tmp_path):
+    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", "bugdet", 60)
+    assert code != 0 and "unknown parameter 'bugdet'. Did you mean 'budget'?" in stderr
+    assert not list(tmp_path.glob("results/*.sqlite")), "nothing may be measured before the parameters are checked"
+
+
 @pytest.mark.parametrize("parameters, message", [
     (("bugdet", 60), "unknown parameter 'bugdet'. Did you mean 'budget'?"),
     (("budget", "many"), "int is needed"),
@@ -113,16 +121,15 @@ def children_of_folder(folder):
     (("model", "tinny"), "tinny"),
     (("axis", "gendr"), "gendr"),
 ], ids=lambda p: str(p[0]) if isinstance(p, tuple) else "")
-def test_bad_parameter_is_one_clear_error(tmp_path, parameters, message):
-    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", *parameters)
-    assert code != 0 and message in stderr
-    assert not list(tmp_path.glob("results/*.sqlite")) or parameters[0] == "axis", "nothing may be measured before the parameters are checked"
+def test_bad_parameter_is_refused(parameters, message, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIRNESS_REPAIR_RESULTS", str(tmp_path))
+    assert message in refusal("rq2_ap", *parameters)
 
 
-def test_prompts_without_groups(tmp_path):
+def test_prompts_without_groups(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIRNESS_REPAIR_RESULTS", str(tmp_path))
     (tmp_path/"mine.csv").write_text("text,axis\nhello,gender\n")
-    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", *small, "prompts", tmp_path/"mine.csv", "scorer", "words:bad")
-    assert code != 0 and "group" in stderr
+    assert "group" in refusal("rq2_ap", *small, "prompts", str(tmp_path/"mine.csv"), "scorer", "words:bad")
 
 
 def test_nothing_to_repair(tmp_path):
