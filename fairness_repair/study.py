@@ -8,6 +8,7 @@ __all__ = ['rivals', 'Lookup', 'Noisy', 'by_fasp', 'replay', 'study', 'states_ne
 # %% ../nbs/44_study.ipynb #c002
 import time
 import numpy as np, pandas as pd
+from tqdm import tqdm
 
 from .active import searches
 from .attention_pruning import Objective, verify
@@ -96,8 +97,8 @@ def study(
     "Every method at every budget and noise."
     runs = [dict(method=m, budget=b, noise=n, seed=s) for m in methods for b in budgets for n in noises for s in seeds]
     shared = dict(study=about, space=[space.n, space.low, space.high]) | weights
-    found = store.recall_all([run | shared for run in runs], lambda q: replay(bench, space, **{k: v for k, v in q.items() if k not in ("study", "space")}), progress=progress)
-    return pd.DataFrame([run | answer for run, answer in zip(runs, found)])
+    ask = lambda run: store.recall(run | shared, lambda: replay(bench, space, **run, **weights))
+    return pd.DataFrame([run | ask(run) for run in tqdm(runs, unit=" runs", disable=not progress)])
 
 # %% ../nbs/44_study.ipynb #c021
 def states_needed(
