@@ -218,13 +218,14 @@ def knock_out(
 def borrow(
     store,  # a `Store`
     path,   # another store's file; nothing happens if it is not there
-) -> int:   # measurements that were new
-    "Copy what another store has measured."
+) -> int:   # measurements and outcomes that were new
+    "Copy what another store knows."
     if not Path(path).exists() or str(path) == str(store.path): return 0
-    before = store.db.execute("select count(*) from measurements").fetchone()[0]
     store.db.execute("attach ? as other", (str(path),))
     try:
         with store.db:
-            for table in ("protocols", "measurements"): store.db.execute(f"insert or ignore into {table} select * from other.{table}")
+            store.db.execute("insert or ignore into protocols select * from other.protocols")
+            known = store.db.total_changes
+            for table in ("measurements", "outcomes"): store.db.execute(f"insert or ignore into {table} select * from other.{table}")
     finally: store.db.execute("detach other")
-    return store.db.execute("select count(*) from measurements").fetchone()[0] - before
+    return store.db.total_changes - known
