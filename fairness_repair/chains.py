@@ -15,7 +15,6 @@ from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from .flips import _pick
 from .search import Ledger, SearchResult, _run, initial_temperature, log_cooling
 from .states import Space, _random_states
 from .surrogate import MLPSurrogate
@@ -120,6 +119,16 @@ def _settle(nets, chains, caches, live, zobrist, rule):
     for k in range(2): _guess(nets[k], chains, live, caches[k])
     for c in range(live): chains.costs[c] = _weigh(caches[0].guess[c], caches[1].guess[c], rule)
 
+# %% ../nbs/43_chains.ipynb #pick355
+@njit(nogil=True, cache=True)
+def _pick(state, size, dropped, u):
+    "The unit that a uniform picks among the dropped ones, or the others; size: how many are dropped."
+    rank, passed, unit = int(u*(size if dropped else len(state) - size)), 0, 0
+    for s in state:
+        passed += s == dropped
+        unit += passed <= rank
+    return unit
+
 # %% ../nbs/43_chains.ipynb #c024
 Best = namedtuple("Best", "costs keys states") # the best of a group since last asked, in no order
 
@@ -167,7 +176,7 @@ def _walk(nets, chains, caches, live, bounds, u, T, always, best, worst, zobrist
     for i in range(u.shape[1]):
         for c in range(live):
             free = low < chains.dropped[c] < high
-            chains.units[c] = int(u[c, i, 0]*n) if free else _pick(chains.states[c], chains.dropped[c], low, high, u[c, i, 0])
+            chains.units[c] = int(u[c, i, 0]*n) if free else _pick(chains.states[c], chains.dropped[c], chains.dropped[c] >= high, u[c, i, 0])
         _guess(one, chains, live, first)
         _guess(two, chains, live, second)
         for c in range(live):
@@ -274,7 +283,7 @@ def anneal_chains(
     w, original = surrogates.weights, surrogates.original
     rule = tuple(float(x) for x in (w["epsilon"], w["limit"], original["bias"], original["perplexity"]))
     groups = [_Group(nets, rule, space, rngs[i:i + lanes], keep) for i in range(0, chains, lanes)]
-    with threadpool_limits(1), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool, threadpool_limits(1): # in this order: the limit is torch's, too
         team = _Team(groups, Ledger(surrogates, space, budget, keep=keep), pool)
         steps = _anneal(team, chains, T0, warm_up, chi_0, cooling, block)
         return _run(team.ledger, steps, ended="states", callback=callback, progress=progress)

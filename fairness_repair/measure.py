@@ -154,6 +154,8 @@ class Bench:
     def description(self) -> dict: # everything its tables depend on
         return dict(model=self.model, reading=self.reading.description, toxicity=self.toxicity and self.toxicity.description)
 
+    def at(self, state): return self # the bench that a state meets; some benches draw a part of the data for each
+
 # %% ../nbs/28_measure.ipynb #c020
 @patch
 def numbers(self:Bench,

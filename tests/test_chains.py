@@ -1,7 +1,10 @@
 "Fast annealing of surrogates against the plain one: network sizes, bounds, budgets, threads, and one chain of many."
-import numpy as np, pytest, torch
+from concurrent.futures import ThreadPoolExecutor
 
-from fairness_repair.attention_pruning import Surrogates
+import numpy as np, pandas as pd, pytest, torch
+
+from fairness_repair import chains
+from fairness_repair.attention_pruning import Objective, Surrogates, by_surrogate, collect, first_distinct, fit_surrogates
 from fairness_repair.chains import _Group, _layers, anneal_chains, lanes, on_grid
 from fairness_repair.core import Budget
 from fairness_repair.search import anneal
@@ -60,13 +63,15 @@ def test_budget_is_kept_and_the_original_is_a_candidate(chains, budget):
     assert len(np.unique(found.candidates, axis=0)) == len(found.candidates)
 
 
-def test_threads_change_nothing():
-    both, before, found = surrogates(60, (32, 16), (32, 16)), torch.get_num_threads(), []
+def test_threads_change_nothing_but_the_time(monkeypatch):
+    both, before, found, pools = surrogates(60, (32, 16), (32, 16)), torch.get_num_threads(), [], []
+    monkeypatch.setattr(chains, "ThreadPoolExecutor", lambda n: pools.append(n) or ThreadPoolExecutor(n))
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             found.append(anneal_chains(both, Space(60, 1, 20), budget=60_000, chains=5*lanes, rng=4))
     finally: torch.set_num_threads(before)
+    assert pools == [1, 2, 3]
     for other in found[1:]:
         np.testing.assert_array_equal(other.candidates, found[0].candidates)
         np.testing.assert_array_equal(other.costs, found[0].costs)
@@ -98,6 +103,18 @@ def test_finds_what_enumeration_finds():
     space = Space(14, 1, 5)
     truth, found = exhaustive(both, space), anneal_chains(both, space, budget=300_000, keep=20)
     np.testing.assert_allclose(found.costs, truth.costs, atol=1e-5)
+
+
+def test_attention_pruning_finds_the_same_candidates_either_way():
+    def made_up(states):
+        s = np.asarray(states, float)
+        return pd.DataFrame(dict(bias=.4 - .1*s[:, 2] - .25*s[:, 0]*s[:, 1], perplexity=20*np.exp(.02*s.sum(1) + .3*s[:, 4]*s[:, 5])))
+    objective, space = Objective(made_up, free=np.ones(12)), Space(12, 1, 6)
+    found = by_surrogate(objective, space, samples=100, keep=12, steps=32_000)
+    sampled = collect(objective, space, budget=100)
+    surrogates = fit_surrogates(objective, sampled)
+    slow = anneal(surrogates, space, budget=64*2000, chains=64, keep=24)
+    np.testing.assert_allclose(surrogates(found), surrogates(first_distinct([sampled[:3], slow.candidates], 12)), atol=1e-5)
 
 
 def test_bad_input():
