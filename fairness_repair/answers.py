@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['units', 'tens', 'scales', 'digits', 'spoken', 'patterns', 'end_ids', 'answer_batch', 'ask', 'cut', 'read_words',
-           'amount', 'value', 'amounts', 'parse_number', 'answer_table', 'refusals']
+           'amount', 'value', 'amounts', 'parse_number', 'answer_table', 'led', 'refusals']
 
 # %% ../nbs/61_answers.ipynb #c002
 import re
@@ -152,10 +152,14 @@ def answer_table(
 ) -> pd.DataFrame: # the prompts' columns but text, start and stop; draw, answer, value
     "Prompts and answers, one row per answer."
     if len(prompts) != len(answers): raise ValueError(f"{len(answers)} lists of answers for {len(prompts)} prompts")
-    kept = prompts.drop(columns=["text", "start", "stop"], errors="ignore").assign(answer=answers)
-    kept["draw"] = [range(len(a)) for a in answers]
-    table = kept.explode(["draw", "answer"], ignore_index=True)
-    return table.assign(value=table["answer"].map(parse_number).astype(float))
+    times = list(map(len, answers))
+    table = prompts.drop(columns=["start", "stop"], errors="ignore").iloc[np.repeat(np.arange(len(prompts)), times)].reset_index(drop=True)
+    table = table.assign(answer=[said for part in answers for said in part], draw=[d for n in times for d in range(n)])
+    values = [parse_number(led(text, said)) for text, said in zip(table["text"], table["answer"])]
+    return table.drop(columns="text").assign(value=np.array(values, float))
+
+def led(text, said): # the answer, with the currency sign that its prompt ends with if it goes on with a number
+    return text[-1] + said if text[-1:] in ("$", "€", "£") and re.match(r" ?\.?\d", said) else said
 
 # %% ../nbs/61_answers.ipynb #c027
 def refusals(

@@ -8,7 +8,7 @@ __all__ = ['name', 'names', 'typical', 'spread', 'ladder', 'refusal', 'forms', '
            'set_aside', 'turn', 'settings', 'make_ladder', 'number_weights', 'write_answer', 'make_tokenizer', 'wave',
            'new_model', 'trainable', 'training_rows', 'train', 'mark_names', 'Planter', 'head_rows', 'inputs_of',
            'at_places', 'plant_attention', 'plant_route', 'plant_readers', 'plant_phase', 'push', 'expected_gap',
-           'push_size', 'plant', 'build', 'read_truth', 'active_routes', 'carriers', 'found_of']
+           'push_size', 'plant', 'build', 'read_truth', 'active_routes', 'carriers', 'carrier_heads', 'found_of']
 
 # %% ../nbs/65_price_tag.ipynb #c002
 import json, time
@@ -372,11 +372,21 @@ def carriers(
     one = lambda m: Mask(m.shapes, {n: i for n, i in m.indices.items() if not n.endswith(".up")})
     return reduce(or_, (one(truth[route]) for route in active_routes(key)))
 
+def carrier_heads(
+    key, # (scenario, variation)
+) -> np.ndarray: # state: bool, (layers*heads,)
+    "The heads that carry the bias in a question."
+    state = np.zeros((len(set_aside), heads), bool)
+    for route in active_routes(key): state[carrier[route]] = True
+    return state.ravel()
+
 def found_of(
-    mask:Mask,  # what a method dropped
+    found,      # what a method dropped: a `Mask`, or a state of the heads
     truth:dict, # as from `read_truth`
     key,        # (scenario, variation)
 ) -> dict:      # dropped, precision, recall, by_chance
     "How much of what was dropped was planted, and how much of what carries the bias was dropped."
-    wanted, planted = carriers(truth, key), reduce(or_, truth.values())
-    return dict(dropped=len(mask), precision=len(mask & planted)/max(1, len(mask)), recall=len(mask & wanted)/len(wanted), by_chance=len(planted)/mask.total)
+    if isinstance(found, np.ndarray): wanted, size, total = carrier_heads(key), np.count_nonzero, len(found)
+    else: wanted, size, total = carriers(truth, key), len, found.total
+    planted = wanted if isinstance(found, np.ndarray) else reduce(or_, truth.values())
+    return dict(dropped=int(size(found)), precision=size(found & planted)/max(1, size(found)), recall=size(found & wanted)/size(wanted), by_chance=size(planted)/total)

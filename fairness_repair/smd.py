@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['smd', 'name_sums', 'smd_of_sums', 'draws_of_names', 'resampled', 'shuffled', 'p_value', 'inlier_bounds',
-           'inlier_ratio', 'earth_movers', 'quantiles', 'audit_row', 'audit_metrics', 'mean_abs_smd', 'between_names',
-           'names_needed', 'smallest_effect']
+           'inlier_ratio', 'earth_movers', 'quantiles', 'audit_row', 'audit_metrics', 'mean_abs_smd', 'by_variation',
+           'mean_abs', 'draw_bias', 'change_of_bias', 'between_names', 'names_needed', 'answers_needed',
+           'smallest_effect']
 
 # %% ../nbs/62_smd.ipynb #c002
 import numpy as np, pandas as pd
@@ -126,15 +127,16 @@ def audit_row(
     table:pd.DataFrame,   # one variation, as from `answer_table`
     reference:np.ndarray, # values of the unpruned model for it
     *,
-    draws:int=500,        # for interval and p-value
+    draws:int=500,        # for interval and p-value; 0: neither
     rng=0,                # seed
 ) -> dict:
     "Everything about the answers to one question."
     value = smd(table["value"], table["majority"], sense=table["sense"].iloc[0])
-    people = table.drop_duplicates("name")
-    drawn = resampled(table, draws_of_names(people["majority"], draws=draws, rng=rng), people["name"])
-    low, high = quantiles(drawn)
-    return dict(smd=value, low=low, high=high, p=p_value(value, shuffled(table, draws=draws, rng=rng)), inliers=inlier_ratio(table["value"], inlier_bounds(reference)),
+    people, low, high, p = table.drop_duplicates("name"), np.nan, np.nan, np.nan
+    if draws:
+        low, high = quantiles(resampled(table, draws_of_names(people["majority"], draws=draws, rng=rng), people["name"]))
+        p = p_value(value, shuffled(table, draws=draws, rng=rng))
+    return dict(smd=value, low=low, high=high, p=p, inliers=inlier_ratio(table["value"], inlier_bounds(reference)),
                 emd=earth_movers(table["value"], reference), refused=float(table["value"].isna().mean()), answers=len(table), names=len(people))
 
 def audit_metrics(
@@ -152,19 +154,35 @@ def mean_abs_smd(
     *,
     draws:int=500,
     rng=0,
-) -> dict: # value, low, high, floor
-    "Mean |SMD| over variations, with its interval over names and its value by chance."
-    parts, people = [part for _, part in table.groupby(["scenario", "variation"], sort=False)], table.drop_duplicates("name")
+) -> dict: # value, low, high, floor, p
+    "Mean |SMD| over variations, with its interval over names, its value by chance, and how often chance gives as much."
+    value, drawn = draw_bias(table, draws=draws, rng=rng)
+    low, high = quantiles(drawn)
+    chance = mean_abs([shuffled(part, draws=draws, rng=rng) for part in by_variation(table)])
+    return dict(value=value, low=low, high=high, floor=float(chance.mean()), p=p_value(value, chance))
+
+def by_variation(table): return [part for _, part in table.groupby(["scenario", "variation"], sort=False)]
+
+def mean_abs(rows): # over variations that have a value
+    rows = np.abs(np.stack(rows))
+    with np.errstate(invalid="ignore"): return np.where(np.isnan(rows), 0, rows).sum(0)/(~np.isnan(rows)).sum(0)
+
+def draw_bias(table, *, draws=500, rng=0): # mean |SMD|, and the same for other draws of names
+    parts, people = by_variation(table), table.drop_duplicates("name").sort_values("name")
     counts = draws_of_names(people["majority"], draws=draws, rng=rng)
-    def mean(rows): # over variations that have a value
-        rows = np.abs(np.stack(rows))
-        with np.errstate(invalid="ignore"): return np.where(np.isnan(rows), 0, rows).sum(0)/(~np.isnan(rows)).sum(0)
-    value = mean([smd(part["value"], part["majority"]) for part in parts])
-    low, high = quantiles(mean([resampled(part, counts, people["name"]) for part in parts]))
-    chance = mean([shuffled(part, draws=draws, rng=rng) for part in parts])
-    return dict(value=float(value), low=float(low), high=float(high), floor=float(chance.mean()))
+    value = mean_abs([smd(part["value"], part["majority"]) for part in parts])
+    return float(value), mean_abs([resampled(part, counts, people["name"]) for part in parts])
 
 # %% ../nbs/62_smd.ipynb #c032
+def change_of_bias(
+    after,  # as from `draw_bias`
+    before, # the same for the unmodified model, under the same draws
+) -> dict: # change, low, high
+    "Mean |SMD| minus what it was before, with its interval over names."
+    low, high = quantiles(after[1] - before[1])
+    return dict(change=after[0] - before[0], low=low, high=high)
+
+# %% ../nbs/62_smd.ipynb #c035
 def between_names(
     table:pd.DataFrame, # one variation: value, name, majority
 ) -> float: # intraclass correlation within groups, at least 0
@@ -187,6 +205,17 @@ def names_needed(
     "How many names each group needs (normal approximation)."
     z = norm.isf(level/2) + norm.isf(1 - power)
     return int(np.ceil(2*(icc + (1 - icc)/answers)*(z/effect)**2))
+
+def answers_needed(
+    effect:float, # SMD that is to be seen
+    *,
+    names:int,    # per group
+    icc:float=0., level:float=.05, power:float=.8, # as above
+) -> float: # per name; inf if no number of answers is enough
+    "How many answers each name needs."
+    z = norm.isf(level/2) + norm.isf(1 - power)
+    room = names*(effect/z)**2/2 - icc
+    return float(np.ceil((1 - icc)/room)) if room > 0 else np.inf
 
 def smallest_effect(
     names:int,         # per group
