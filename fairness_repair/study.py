@@ -91,14 +91,15 @@ def study(
     budgets,        # measured states
     noises=(0.,),   # of the labels
     seeds=range(5),
-    progress:bool=False, # show a bar
+    progress:bool=False, # show a bar, if there is anything to run
     **weights,      # epsilon, limit
 ) -> pd.DataFrame:  # method, budget, noise, seed, what `replay` says
     "Every method at every budget and noise."
     runs = [dict(method=m, budget=b, noise=n, seed=s) for m in methods for b in budgets for n in noises for s in seeds]
     shared = dict(study=about, space=[space.n, space.low, space.high]) | weights
     ask = lambda run: store.recall(run | shared, lambda: replay(bench, space, **run, **weights))
-    return pd.DataFrame([run | ask(run) for run in tqdm(runs, unit=" runs", disable=not progress)])
+    new = progress and store.unanswered([run | shared for run in runs])
+    return pd.DataFrame([run | ask(run) for run in tqdm(runs, unit=" runs", disable=not new)])
 
 # %% ../nbs/44_study.ipynb #c021
 def states_needed(

@@ -43,9 +43,9 @@ def test_bad_parameter_is_one_clear_error(question, parameters, message): assert
 
 def test_questions_share_a_store(tmp_path):
     "What one question has measured, the next one finds, and a second run measures nothing."
-    code, _, stderr = run(tmp_path, "rq1_fasp", "seeds", 1, "alphas", "0.25")
+    code, _, stderr = run(tmp_path, "rq1_fasp", "seeds", 1, "alphas", "0.125,0.25")
     assert code == 0, stderr[-3000:]
     first = table(tmp_path, "rq1_fasp-tiny")
     assert [row["method"] for row in first] == ["FASP", "bias only", "ppl only", "magnitude", "mask gradient", "random"]
-    code, printed, stderr = run(tmp_path, "rq1_fasp", "seeds", 1, "alphas", "0.25")
+    code, printed, stderr = run(tmp_path, "rq1_fasp", "seeds", 1, "alphas", "0.125,0.25")
     assert code == 0 and "measured 0, reused" in printed and table(tmp_path, "rq1_fasp-tiny") == first
