@@ -10,6 +10,7 @@ import time
 import numpy as np, torch
 from tqdm import tqdm
 
+from .generate import waits
 from .heads import dropped
 from .knockout import pieces
 from .measure import Bench
@@ -72,11 +73,11 @@ class WideBench(Bench):
     def __init__(self,
         bench:Bench, # its model, probes and store
         *,
-        size:int=8,  # states at a time
+        size:int|None=None, # states at a time; None: 8 of a model that leaves the processor waiting, else 1
     ):
         if type(bench) is not Bench: raise ValueError(f"a {type(bench).__name__} gives no passes to share: states share one only if all meet the same prompts and text; give a plain Bench")
         vars(self).update(vars(bench))
-        self.size = size
+        self.size = size or (8 if waits(self.lm) else 1)
 
     def __call__(self,
         states,              # bool, shape (states, n)
@@ -85,7 +86,7 @@ class WideBench(Bench):
     ): # one row per state
         "Measure states."
         states = np.atleast_2d(np.asarray(states, bool))
-        together = self.lm.dtype == torch.float32 and states.shape[1] == self.lm.n
+        together = self.size > 1 and self.lm.dtype == torch.float32 and states.shape[1] == self.lm.n
         done = sum(self._fill(getattr(self, name), new, progress) for name, new in (missing(self, states) if together else {}).items())
         table = super().__call__(states, progress=progress)
         self.reused -= done
