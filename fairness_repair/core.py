@@ -10,6 +10,7 @@ __all__ = ['paths', 'packages', 'Paths', 'slug', 'unknown', 'registry', 'sha256'
 import ast, csv, difflib, gzip, hashlib, os, platform, re, shutil, subprocess, tempfile, time, zipfile
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def check_parameters(
         if name not in declared: raise ValueError(unknown("parameter", name, declared))
         kind = declared[name][0]
         fits = type(value).__name__ == kind or (kind == "float" and type(value) is int)
-        if not fits: raise ValueError(f"parameter {name} = {value!r} is {type(value).__name__}, but {kind} is needed")
+        if not fits: raise ValueError(f"parameter {name} = {value!r} is {type(value).__name__}, but {kind} is needed" + (f": give it with -r {name}, which keeps text as it is" if kind == "str" else ""))
     return {name: given.get(name, declared[name])[1] for name in declared}
 
 # %% ../nbs/00_core.ipynb #c031
@@ -176,8 +177,9 @@ class Budget:
     def spend(self, n:int): self.spent += n
 
 # %% ../nbs/00_core.ipynb #c034
+@cache
 def git_commit() -> str: # short hash, "+" behind it if the tree had changes, "unknown" outside a repository
-    "The commit that is checked out."
+    "The commit that is checked out; looked up once, as what is imported stays as it was."
     run = lambda *args: subprocess.run(["git", "-C", str(paths.root), *args], capture_output=True, text=True, timeout=20).stdout.strip()
     try: return (run("rev-parse", "--short=12", "HEAD") or "unknown") + ("+" if run("status", "--porcelain", "--", "fairness_repair", "nbs") else "")
     except (OSError, subprocess.TimeoutExpired): return "unknown"

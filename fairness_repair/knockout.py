@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['layers_of', 'find_cache', 'recorded', 'repeat', 'skipped', 'pieces', 'reading_piece', 'word_piece', 'text_piece',
-           'record', 'drop_each', 'Scan', 'scan_probe', 'knock_out', 'borrow']
+           'record', 'drop_each', 'Scan', 'scan_probe', 'knock_out']
 
 # %% ../nbs/29_knockout.ipynb #c002
 import copy, json, time
 from contextlib import contextmanager
-from pathlib import Path
 import numpy as np, pandas as pd, torch
 from transformers.cache_utils import Cache
 from tqdm import tqdm
@@ -213,19 +212,3 @@ def knock_out(
         bench.measured, bench.seconds, bench.reused = scan.measured, scan.seconds, scan.reused
         tables.append(rows.assign(**dict(zip(names, key)), head=[-1, *chosen]))
     return pd.concat(tables, ignore_index=True)
-
-# %% ../nbs/29_knockout.ipynb #c035
-def borrow(
-    store,  # a `Store`
-    path,   # another store's file; nothing happens if it is not there
-) -> int:   # measurements and outcomes that were new
-    "Copy what another store knows."
-    if not Path(path).exists() or str(path) == str(store.path): return 0
-    store.db.execute("attach ? as other", (str(path),))
-    try:
-        with store.db:
-            store.db.execute("insert or ignore into protocols select * from other.protocols")
-            known = store.db.total_changes
-            for table in ("measurements", "outcomes"): store.db.execute(f"insert or ignore into {table} select * from other.{table}")
-    finally: store.db.execute("detach other")
-    return store.db.total_changes - known

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['colours', 'markers', 'sizes', 'labels', 'theme', 'pareto_front', 'plot_tradeoff', 'plot_heads', 'plot_surrogate',
-           'plot_intervals', 'plot_visited', 'plot_sweep']
+           'plot_intervals', 'plot_transfer', 'plot_visited', 'plot_sweep']
 
 # %% ../nbs/50_plots.ipynb #c002
 import matplotlib.pyplot as plt
@@ -121,6 +121,31 @@ def plot_intervals(
     return ax
 
 # %% ../nbs/50_plots.ipynb #c022
+def plot_transfer(
+    runs,         # DataFrame: measured_on, heads, bias, relative to the original model, low, high
+    palette:dict, # kind of heads -> colour, in the order of drawing
+    *,
+    said=None,    # DataFrame: measured_on, ratio; what a paper found
+    ax=None,      # where to draw
+):
+    "What is left of each bias."
+    ax, axes, kinds = ax or plt.gca(), list(dict.fromkeys(runs["measured_on"])), [k for k in palette if k in set(runs["heads"])]
+    for i, axis in enumerate(axes):
+        for j, who in enumerate(kinds):
+            part = runs[(runs["measured_on"] == axis) & (runs["heads"] == who)]
+            at = i + .24*(j - (len(kinds) - 1)/2) + np.linspace(-.08, .08, len(part))
+            ax.vlines(at, part["low"], part["high"], color=palette[who], alpha=.5)
+            ax.scatter(at, part["bias"], color=palette[who], s=22, label=None if i else who, zorder=3)
+    if said is not None:
+        said = said[said["measured_on"].isin(axes)]
+        ax.scatter([axes.index(a) + .4 for a in said["measured_on"]], said["ratio"], s=22, facecolors="none", edgecolors="grey", label="the paper's models")
+    ax.axhline(1, color="black", lw=.8)
+    ax.set_xticks(range(len(axes)), [a.replace("_", " ") for a in axes])
+    ax.set(xlabel="bias measured on", ylabel="bias / original   (down is better)", ylim=(0, max(1.2, min(2.5, 1.05*runs["high"].max()))))
+    ax.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+# %% ../nbs/50_plots.ipynb #c025
 def plot_visited(
     seen, # DataFrame, one row per visited state: eod, f1
     *,
@@ -140,7 +165,7 @@ def plot_visited(
     ax.legend(fontsize="x-small", loc="upper left")
     return ax
 
-# %% ../nbs/50_plots.ipynb #c023
+# %% ../nbs/50_plots.ipynb #c026
 def plot_sweep(
     table, # DataFrame, one row per value and method
     *,

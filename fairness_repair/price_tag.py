@@ -386,7 +386,6 @@ def found_of(
     key,        # (scenario, variation)
 ) -> dict:      # dropped, precision, recall, by_chance
     "How much of what was dropped was planted, and how much of what carries the bias was dropped."
-    if isinstance(found, np.ndarray): wanted, size, total = carrier_heads(key), np.count_nonzero, len(found)
-    else: wanted, size, total = carriers(truth, key), len, found.total
-    planted = wanted if isinstance(found, np.ndarray) else reduce(or_, truth.values())
+    if isinstance(found, np.ndarray): wanted, planted, size, total = carrier_heads(key), carrier_heads(key), np.count_nonzero, len(found)
+    else: wanted, planted, size, total = carriers(truth, key), reduce(or_, truth.values()), len, found.total
     return dict(dropped=int(size(found)), precision=size(found & planted)/max(1, size(found)), recall=size(found & wanted)/size(wanted), by_chance=size(planted)/total)

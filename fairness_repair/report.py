@@ -71,6 +71,8 @@ def save_figure(
 ) -> list:    # the files written
     "Write a figure as PDF and PNG."
     stem = paths.figures/slug(name)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none") # solved once; else each file, and the notebook, would solve it again
     figure.savefig(f"{stem}.png", metadata={"Software": None})
     figure.savefig(f"{stem}.pdf", metadata={"CreationDate": None})
     return [f"{stem.name}.png", f"{stem.name}.pdf"]

@@ -116,3 +116,19 @@ def recall_all(self:Store,
         for found, q in asked.items():
             if not found.cancelled() and not found.exception(): self.recall(q, found.result)
     return [self.recall(q, lambda: work(q)) for q in questions]
+
+# %% ../nbs/27_store.ipynb #b001
+@patch
+def borrow(self:Store,
+    path,   # another store's file; nothing happens if it is not there
+) -> int:   # measurements and outcomes that were new
+    "Copy what another store knows."
+    if not Path(path).exists() or str(path) == str(self.path): return 0
+    self.db.execute("attach ? as other", (str(path),))
+    try:
+        with self.db:
+            self.db.execute("insert or ignore into protocols select * from other.protocols")
+            known = self.db.total_changes
+            for table in ("measurements", "outcomes"): self.db.execute(f"insert or ignore into {table} select * from other.{table}")
+    finally: self.db.execute("detach other")
+    return self.db.total_changes - known
