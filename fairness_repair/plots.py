@@ -125,20 +125,18 @@ def plot_transfer(
     runs,         # DataFrame: measured_on, heads, bias, relative to the original model, low, high
     palette:dict, # kind of heads -> colour, in the order of drawing
     *,
-    said=None,    # DataFrame: measured_on, ratio; what a paper found
+    said=None,    # DataFrame: measured_on, ratio; what a paper found there
     ax=None,      # where to draw
 ):
     "What is left of each bias."
     ax, axes, kinds = ax or plt.gca(), list(dict.fromkeys(runs["measured_on"])), [k for k in palette if k in set(runs["heads"])]
-    for i, axis in enumerate(axes):
-        for j, who in enumerate(kinds):
-            part = runs[(runs["measured_on"] == axis) & (runs["heads"] == who)]
-            at = i + .24*(j - (len(kinds) - 1)/2) + np.linspace(-.08, .08, len(part))
-            ax.vlines(at, part["low"], part["high"], color=palette[who], alpha=.5)
-            ax.scatter(at, part["bias"], color=palette[who], s=22, label=None if i else who, zorder=3)
-    if said is not None:
-        said = said[said["measured_on"].isin(axes)]
-        ax.scatter([axes.index(a) + .4 for a in said["measured_on"]], said["ratio"], s=22, facecolors="none", edgecolors="grey", label="the paper's models")
+    for j, who in enumerate(kinds):
+        part = runs[runs["heads"] == who]
+        number = part.groupby("measured_on").cumcount()
+        at = part["measured_on"].map(axes.index) + .24*(j - (len(kinds) - 1)/2) + .16*(number/max(1, number.max()) - .5)
+        ax.vlines(at, part["low"], part["high"], color=palette[who], alpha=.5)
+        ax.scatter(at, part["bias"], color=palette[who], s=22, label=who, zorder=3)
+    if said is not None: ax.scatter(said["measured_on"].map(axes.index) + .4, said["ratio"], s=22, facecolors="none", edgecolors="grey", label="the paper's models")
     ax.axhline(1, color="black", lw=.8)
     ax.set_xticks(range(len(axes)), [a.replace("_", " ") for a in axes])
     ax.set(xlabel="bias measured on", ylabel="bias / original   (down is better)", ylim=(0, max(1.2, min(2.5, 1.05*runs["high"].max()))))
