@@ -7,26 +7,26 @@ import nbformat
 from fairness_repair.core import paths
 
 
-def start(folder, notebook, *parameters, **environment):
-    "A papermill process: parameters are name, value, name, value."
+def start(folder, notebook, *parameters, out="out.ipynb", **environment):
+    "A papermill process: parameters are name, value, name, value; without `out` it writes the notebook to its output."
     env = os.environ | dict(FAIRNESS_REPAIR_FIGURES=str(folder/"figures"), FAIRNESS_REPAIR_RESULTS=str(folder/"results"), OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1") | environment
     flat = [str(p) for pair in zip(parameters[::2], parameters[1::2]) for p in ("-p", *pair)]
-    command = [str(Path(sys.executable).with_name("papermill")), str(paths.nbs/f"{notebook}.ipynb"), str(folder/"out.ipynb"), *flat]
+    command = [str(Path(sys.executable).with_name("papermill")), str(paths.nbs/f"{notebook}.ipynb"), *([str(folder/out)] if out else []), *flat]
     return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def run(folder, notebook, *parameters, **environment):
-    "Exit code, what the notebook printed, and papermill's messages."
-    process, out = start(folder, notebook, *parameters, **environment), folder/"out.ipynb"
-    _, stderr = process.communicate(timeout=400)
-    cells = nbformat.read(out, 4).cells if out.exists() else []
+def run(folder, notebook, *parameters, out="out.ipynb", **environment):
+    "Exit code, what the notebook printed (without `out`: the notebook), and papermill's messages."
+    stdout, stderr = (process := start(folder, notebook, *parameters, out=out, **environment)).communicate(timeout=400)
+    if not out: return process.returncode, stdout, stderr
+    cells = nbformat.read(folder/out, 4).cells if (folder/out).exists() else []
     return process.returncode, "\n".join(o.get("text", "") for c in cells for o in c.get("outputs", []) if o.get("name") == "stdout"), stderr
 
 
-def answered(store):
-    "Questions that a store of a running process remembers."
+def count(store, table="measurements"):
+    "Rows in a store that somebody else may be writing."
     if not store.exists(): return 0
-    try: return sqlite3.connect(f"file:{store}?mode=ro", uri=True).execute("select count(*) from outcomes").fetchone()[0]
+    try: return sqlite3.connect(f"file:{store}?mode=ro", uri=True).execute(f"select count(*) from {table}").fetchone()[0]
     except sqlite3.Error: return 0
 
 

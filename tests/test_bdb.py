@@ -10,7 +10,7 @@ from fairness_repair.core import paths
 from fairness_repair.models import load
 from fairness_repair.price_tag import read_truth
 
-from papermill_runs import answered, refusal, run, start, table
+from papermill_runs import count, refusal, run, start, table
 
 priced = "rq1_bdb-price-tag"
 small = ("draws", 2, "per_group", 4, "variations", 3, "seeds", 1)
@@ -36,10 +36,10 @@ def test_rq1_writes_table_figure_and_model(undisturbed):
 def test_a_killed_run_goes_on_where_it_stopped(undisturbed, tmp_path):
     process, store = start(tmp_path, "rq1_bdb", *small), tmp_path/"results"/"bdb-price-tag.sqlite"
     deadline = time.monotonic() + 120
-    while answered(store) < 5 and process.poll() is None and time.monotonic() < deadline: time.sleep(.02)
+    while count(store, "outcomes") < 5 and process.poll() is None and time.monotonic() < deadline: time.sleep(.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    before = answered(store)
+    before = count(store, "outcomes")
     assert before >= 5 and not (tmp_path/"figures"/"rq1_bdb-price-tag.csv").exists()
     code, _, stderr = run(tmp_path, "rq1_bdb", *small)
     assert code == 0, stderr[-3000:]

@@ -1,5 +1,5 @@
 "Workers that are killed, drivers that are killed: the same table as the undisturbed run, nothing lost or doubled."
-import os, signal, sqlite3, subprocess, sys, threading, time
+import os, signal, subprocess, sys, threading, time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,19 +14,14 @@ from fairness_repair.states import Space, random_states
 from fairness_repair.store import Store
 from fairness_repair.together import missing
 
+from papermill_runs import count
+
 needs_ray = pytest.mark.skipif(not find_spec("ray") or os.cpu_count() < 2, reason="needs two cores and ray: pip install 'fairness_repair[cluster]'")
 states = random_states(Space(16, 1, 8), 60, rng=1)
 distinct = len({s.tobytes() for s in states})
 
 
 def tiny_bench(store=None, lm=None): return build_bench(protocol("tiny"), lm or load("tiny"), "search", prompts=12, tokens=2200, store=store)
-
-
-def count(path):
-    "Rows in a store that somebody else may be writing."
-    try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db: return db.execute("select count(*) from measurements").fetchone()[0]
-    except sqlite3.OperationalError: return 0
 
 
 def same(found, expected):

@@ -9,7 +9,7 @@ from fairness_repair.neufair import best_single, instances, measure, problem, qu
 from fairness_repair.neurons import Neurons, cost_of
 from fairness_repair.tables import settings
 
-from papermill_runs import answered, refusal, run, start, table
+from papermill_runs import count, refusal, run, start, table
 
 authors = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="the authors' networks and data: set FAIRNESS_REPAIR_DATA")
 
@@ -24,14 +24,14 @@ def test_killed_in_mid_run_and_started_again_gives_the_same_table(tmp_path):
     store = tmp_path/"killed"/"results"/"neufair-quick.sqlite"
     process = start(tmp_path/"killed", "rq1_neufair", *small, "workers", 1)
     deadline = time.time() + 300
-    while time.time() < deadline and process.poll() is None and not answered(store): time.sleep(.05)
+    while time.time() < deadline and process.poll() is None and not count(store, "outcomes"): time.sleep(.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    kept = answered(store)
+    kept = count(store, "outcomes")
     assert kept >= 1
     code, _, stderr = run(tmp_path/"killed", "rq1_neufair", *small)
     assert code == 0, stderr[-3000:]
-    assert answered(store) == 4
+    assert count(store, "outcomes") == 4
     assert table(tmp_path/"killed", "rq1_neufair-adult") == table(tmp_path/"whole", "rq1_neufair-adult")
     assert {f"rq1_neufair-adult.{kind}" for kind in ("png", "pdf", "csv", "md")} <= {p.name for p in (tmp_path/"whole"/"figures").iterdir()}
 

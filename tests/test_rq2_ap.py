@@ -1,5 +1,5 @@
 "The main job as a user runs it: papermill from the shell, its output, its errors, its recovery from being killed."
-import csv, os, signal, sqlite3, subprocess, sys, time
+import csv, os, signal, time
 from pathlib import Path
 
 import nbformat, numpy as np, pytest, torch
@@ -7,35 +7,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from fairness_repair.core import paths
 
-from papermill_runs import refusal
-
-papermill = Path(sys.executable).with_name("papermill")
-notebook = paths.nbs/"rq2_ap.ipynb"
+from papermill_runs import count, refusal, run, start, table
 
 
-def command(out, *parameters):
-    flat = [str(p) for pair in zip(parameters[::2], parameters[1::2]) for p in ("-p", *pair)]
-    return [str(papermill), str(notebook), *([str(out)] if out else []), *flat]
-
-
-def start(folder, out, *parameters, **kwargs):
-    env = os.environ | dict(FAIRNESS_REPAIR_FIGURES=str(folder/"figures"), FAIRNESS_REPAIR_RESULTS=str(folder/"results"), OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    return subprocess.Popen(command(out, *parameters), cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **kwargs)
-
-
-def run(folder, out, *parameters):
-    process = start(folder, out, *parameters)
-    stdout, stderr = process.communicate(timeout=400)
-    return process.returncode, stdout, stderr
-
-
-def output(path):
-    "Everything a notebook printed."
-    return "\n".join(o.get("text", "") for c in nbformat.read(path, 4).cells for o in c.get("outputs", []) if o.get("name") == "stdout")
-
-
-def table(folder, name="rq2_ap-tiny"):
-    with open(folder/"figures"/f"{name}.csv") as f: return {row["method"]: row for row in csv.DictReader(f)}
+def methods(folder, name="rq2_ap-tiny"): return {row["method"]: row for row in table(folder, name)}
 
 
 small = ("model", "tiny", "budget", 60, "seeds", 1)
@@ -44,15 +19,15 @@ small = ("model", "tiny", "budget", 60, "seeds", 1)
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    code, _, stderr = run(folder, folder/"out.ipynb", *small, "save", folder/"repaired")
+    code, _, stderr = run(folder, "rq2_ap", *small, "save", folder/"repaired")
     assert code == 0, stderr[-3000:]
     return folder
 
 
-def test_writes_figures_and_table(undisturbed):
+def test_writes_figures_and_methods(undisturbed):
     written = {p.name for p in (undisturbed/"figures").iterdir()}
     assert {"rq2_ap-tiny.png", "rq2_ap-tiny.pdf", "rq2_ap-tiny.csv", "rq2_ap-tiny.md"} <= written
-    assert {"original", "AP", "SA", "random", "FASP"} <= set(table(undisturbed))
+    assert {"original", "AP", "SA", "random", "FASP"} <= set(methods(undisturbed))
     record = (undisturbed/"figures"/"rq2_ap-tiny.md").read_text()
     for word in ("commit", "versions", "seconds", "hardware", "protocol"): assert f'"{word}"' in record
 
@@ -65,36 +40,30 @@ def test_repair_is_a_plain_checkpoint(undisturbed):
 
 
 def test_second_run_measures_nothing(undisturbed):
-    before = table(undisturbed)
-    code, _, stderr = run(undisturbed, undisturbed/"again.ipynb", *small)
+    before = methods(undisturbed)
+    code, printed, stderr = run(undisturbed, "rq2_ap", *small)
     assert code == 0, stderr[-3000:]
-    assert "measured 0, reused" in output(undisturbed/"again.ipynb")
-    assert table(undisturbed) == before
+    assert "measured 0, reused" in printed
+    assert methods(undisturbed) == before
 
 
 def test_piped_without_output_path(undisturbed):
-    code, stdout, stderr = run(undisturbed, None, *small)
+    code, stdout, stderr = run(undisturbed, "rq2_ap", *small, out=None)
     assert code == 0, stderr[-3000:]
     assert nbformat.reads(stdout, 4).cells
 
 
 def test_killed_and_restarted_gives_the_same_table(undisturbed, tmp_path):
-    process = start(tmp_path, tmp_path/"out.ipynb", *small)
-    store, count = tmp_path/"results"/"rq2_ap-tiny.sqlite", 0
+    process, store = start(tmp_path, "rq2_ap", *small), tmp_path/"results"/"rq2_ap-tiny.sqlite"
     deadline = time.monotonic() + 200
-    while count < 40 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(.2)
-        if store.exists():
-            with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as db:
-                try: count = db.execute("select count(*) from measurements").fetchone()[0]
-                except sqlite3.OperationalError: count = 0
+    while count(store) < 40 and time.monotonic() < deadline and process.poll() is None: time.sleep(.2)
     os.killpg(process.pid, signal.SIGKILL)
     for pid in children_of_folder(tmp_path): os.kill(pid, signal.SIGKILL)
     process.communicate()
-    assert count >= 40 and not (tmp_path/"figures"/"rq2_ap-tiny.csv").exists(), "the run was to be killed in mid-measurement"
-    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", *small)
+    assert count(store) >= 40 and not (tmp_path/"figures"/"rq2_ap-tiny.csv").exists(), "the run was to be killed in mid-measurement"
+    code, _, stderr = run(tmp_path, "rq2_ap", *small)
     assert code == 0, stderr[-3000:]
-    assert table(tmp_path) == table(undisturbed)
+    assert methods(tmp_path) == methods(undisturbed)
 
 
 def children_of_folder(folder):
@@ -108,7 +77,7 @@ def children_of_folder(folder):
 
 
 def test_bad_parameter_stops_the_run_with_one_clear_error(tmp_path):
-    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", "bugdet", 60)
+    code, _, stderr = run(tmp_path, "rq2_ap", "bugdet", 60)
     assert code != 0 and "unknown parameter 'bugdet'. Did you mean 'budget'?" in stderr
     assert not list(tmp_path.glob("results/*.sqlite")), "nothing may be measured before the parameters are checked"
 
@@ -133,10 +102,10 @@ def test_prompts_without_groups(tmp_path, monkeypatch):
 
 
 def test_nothing_to_repair(tmp_path):
-    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", "model", "tiny-equal", "budget", 60, "seeds", 1)
+    code, printed, stderr = run(tmp_path, "rq2_ap", "model", "tiny-equal", "budget", 60, "seeds", 1)
     assert code == 0, stderr[-3000:]
-    assert "nothing to repair" in output(tmp_path/"out.ipynb")
-    assert set(table(tmp_path, "rq2_ap-tiny-equal")) == {"original"}
+    assert "nothing to repair" in printed
+    assert set(methods(tmp_path, "rq2_ap-tiny-equal")) == {"original"}
 
 
 def test_folder_with_random_gpt2_runs_like_gpt2(tmp_path):
@@ -156,9 +125,9 @@ def test_folder_with_random_gpt2_runs_like_gpt2(tmp_path):
     (tmp_path/"mine.txt").write_text("\n".join(" ".join(rng.choice(words, 12)) for _ in range(200)))
     scorer = "words:" + ",".join(words[:5])
     mine = ("model", tmp_path/"my-gpt2", "prompts", tmp_path/"mine.csv", "text", tmp_path/"mine.txt", "budget", 20)
-    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", *mine, "scorer", scorer)
+    code, _, stderr = run(tmp_path, "rq2_ap", *mine, "scorer", scorer)
     assert code == 0, stderr[-3000:]
-    assert {"original", "AP", "FASP"} <= set(table(tmp_path, "rq2_ap-my-gpt2"))
-    code, _, stderr = run(tmp_path, tmp_path/"out.ipynb", *mine, "scorer", "words:nowhere")
+    assert {"original", "AP", "FASP"} <= set(methods(tmp_path, "rq2_ap-my-gpt2"))
+    code, printed, stderr = run(tmp_path, "rq2_ap", *mine, "scorer", "words:nowhere")
     assert code == 0, stderr[-3000:]
-    assert "nothing to repair" in output(tmp_path/"out.ipynb"), "no group is ever toxic: a bias of exactly 0"
+    assert "nothing to repair" in printed, "no group is ever toxic: a bias of exactly 0"
