@@ -24,7 +24,7 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
-def test_writes_figures_and_methods(undisturbed):
+def test_writes_figures_and_table(undisturbed):
     written = {p.name for p in (undisturbed/"figures").iterdir()}
     assert {"rq2_ap-tiny.png", "rq2_ap-tiny.pdf", "rq2_ap-tiny.csv", "rq2_ap-tiny.md"} <= written
     assert {"original", "AP", "SA", "random", "FASP"} <= set(methods(undisturbed))
