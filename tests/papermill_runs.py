@@ -30,6 +30,16 @@ def count(store, table="measurements"):
     except sqlite3.Error: return 0
 
 
+def processes_with(setting):
+    "Processes whose environment has a setting."
+    found = []
+    for proc in Path("/proc").glob("[0-9]*"):
+        try: environ = (proc/"environ").read_bytes()
+        except OSError: continue
+        if setting.encode() in environ.split(b"\0"): found.append(int(proc.name))
+    return found
+
+
 def table(folder, name):
     with open(folder/"figures"/f"{name}.csv") as f: return list(csv.DictReader(f))
 

@@ -1,20 +1,18 @@
 "Workers that are killed, drivers that are killed: the same table as the undisturbed run, nothing lost or doubled."
 import os, signal, subprocess, sys, threading, time
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np, pandas as pd, pytest
 
 from fairness_repair.attention_pruning import Fractions
 from fairness_repair.cluster import Replica, Team, connect, portions, share, spread
-from fairness_repair.core import paths
 from fairness_repair.models import load
 from fairness_repair.protocol import build_bench, protocol
 from fairness_repair.states import Space, random_states
 from fairness_repair.store import Store
 from fairness_repair.together import missing
 
-from papermill_runs import count
+from papermill_runs import count, processes_with, run
 
 needs_ray = pytest.mark.skipif(not find_spec("ray") or os.cpu_count() < 2, reason="needs two cores and ray: pip install 'fairness_repair[cluster]'")
 states = random_states(Space(16, 1, 8), 60, rng=1)
@@ -144,25 +142,15 @@ def test_a_killed_driver_goes_on_where_it_stopped(undisturbed, tmp_path):
     assert not left, "workers end with their driver, even a killed one"
 
 
-def processes_with(setting):
-    "Processes whose environment has a setting."
-    found = []
-    for proc in Path("/proc").glob("[0-9]*"):
-        try: environ = (proc/"environ").read_bytes()
-        except OSError: continue
-        if setting.encode() in environ.split(b"\0"): found.append(int(proc.name))
-    return found
-
-
 @needs_ray
 def test_the_main_job_gives_the_same_table_over_a_cluster(tmp_path):
-    notebook, tables = paths.nbs/"rq2_ap.ipynb", []
+    tables = []
     for cluster in ("", "local"):
-        env = os.environ | {f"FAIRNESS_REPAIR_{k}": str(tmp_path/f"{cluster}{k}") for k in ("FIGURES", "RESULTS")} | dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-        command = [Path(sys.executable).with_name("papermill"), notebook, tmp_path/f"{cluster}.ipynb", *"-p budget 40 -p seeds 1 -p cluster".split(), cluster]
-        done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        tables.append(pd.read_csv(tmp_path/f"{cluster}FIGURES"/"rq2_ap-tiny-runs.csv", dtype=dict(state=str)))
+        folder = tmp_path/f"with-{cluster}"
+        folder.mkdir()
+        code, _, stderr = run(folder, "rq2_ap", "budget", 40, "seeds", 1, "cluster", cluster)
+        assert code == 0, stderr[-3000:]
+        tables.append(pd.read_csv(folder/"figures"/"rq2_ap-tiny-runs.csv", dtype=dict(state=str)))
     pd.testing.assert_frame_equal(*tables)
 
 

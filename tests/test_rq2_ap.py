@@ -1,13 +1,12 @@
 "The main job as a user runs it: papermill from the shell, its output, its errors, its recovery from being killed."
 import csv, os, signal, time
-from pathlib import Path
 
 import nbformat, numpy as np, pytest, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from fairness_repair.core import paths
 
-from papermill_runs import count, refusal, run, start, table
+from papermill_runs import count, processes_with, refusal, run, start, table
 
 
 def methods(folder, name="rq2_ap-tiny"): return {row["method"]: row for row in table(folder, name)}
@@ -58,22 +57,12 @@ def test_killed_and_restarted_gives_the_same_table(undisturbed, tmp_path):
     deadline = time.monotonic() + 200
     while count(store) < 40 and time.monotonic() < deadline and process.poll() is None: time.sleep(.2)
     os.killpg(process.pid, signal.SIGKILL)
-    for pid in children_of_folder(tmp_path): os.kill(pid, signal.SIGKILL)
+    for pid in processes_with(f"FAIRNESS_REPAIR_RESULTS={tmp_path}/results"): os.kill(pid, signal.SIGKILL) # the kernel that papermill leaves behind
     process.communicate()
     assert count(store) >= 40 and not (tmp_path/"figures"/"rq2_ap-tiny.csv").exists(), "the run was to be killed in mid-measurement"
     code, _, stderr = run(tmp_path, "rq2_ap", *small)
     assert code == 0, stderr[-3000:]
     assert methods(tmp_path) == methods(undisturbed)
-
-
-def children_of_folder(folder):
-    "The kernels that a killed papermill leaves behind: processes whose results folder is this one."
-    found = []
-    for proc in Path("/proc").glob("[0-9]*"):
-        try: environ = (proc/"environ").read_bytes()
-        except OSError: continue
-        if f"FAIRNESS_REPAIR_RESULTS={folder}/results".encode() in environ.split(b"\0"): found.append(int(proc.name))
-    return found
 
 
 def test_bad_parameter_stops_the_run_with_one_clear_error(tmp_path):
