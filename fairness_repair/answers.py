@@ -8,10 +8,9 @@ __all__ = ['units', 'tens', 'scales', 'digits', 'spoken', 'patterns', 'end_ids',
 
 # %% ../nbs/61_answers.ipynb #c002
 import re
-import numpy as np, pandas as pd, torch
-from transformers import DynamicCache
+import numpy as np, pandas as pd, torch, transformers
 
-from .generate import accepts, batches, noise_key, pad_left, pick
+from .generate import accepts, in_batches, noise_key, pad_left, pick
 from .models import LM
 
 # %% ../nbs/61_answers.ipynb #c005
@@ -37,7 +36,7 @@ def answer_batch(
     "Continue each row in several ways."
     model, times, stops = lm.model, len(keys)//len(rows), torch.tensor(stops, device=lm.device)
     ids, mask, positions = (t.to(lm.device) for t in pad_left(rows, lm.tokenizer.pad_token_id))
-    cache, found, over = DynamicCache(config=model.config), [], torch.zeros(len(keys), dtype=torch.bool, device=lm.device)
+    cache, found, over = transformers.DynamicCache(config=model.config), [], torch.zeros(len(keys), dtype=torch.bool, device=lm.device)
     def logits(ids, mask, positions):
         extra = (dict(logits_to_keep=1) if accepts(model, "logits_to_keep") else {}) | (dict(position_ids=positions) if accepts(model, "position_ids") else {})
         return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra).logits[:, -1]
@@ -67,11 +66,12 @@ def ask(
     "Sample answers; an answer depends on prompt, seed and draw alone, not on its company."
     texts, stops = list(texts), end_ids(lm)
     rows, found = lm.tokenizer(texts)["input_ids"], [None]*len(texts)
-    for part in batches([len(r) for r in rows], max(1, batch//draws)):
+    def answers(part):
         keys = torch.tensor([noise_key(seed, texts[i], draw) for i in part for draw in range(draws)], device=lm.device)
-        ids = answer_batch(lm, [rows[i] for i in part], keys, new_tokens=new_tokens, stops=stops, temperature=temperature, top_k=top_k)
-        said = [cut(row, stops) for row in ids.tolist()]
-        said = lm.tokenizer.batch_decode(said, skip_special_tokens=True)
+        return answer_batch(lm, [rows[i] for i in part], keys, new_tokens=new_tokens, stops=stops, temperature=temperature, top_k=top_k)
+    lengths = [len(r) + new_tokens for r in rows]
+    for part, ids in in_batches(answers, lengths, lm, size=max(1, batch//draws), copies=draws, scored=1 if accepts(lm.model, "logits_to_keep") else max(lengths)):
+        said = lm.tokenizer.batch_decode([cut(row, stops) for row in ids.tolist()], skip_special_tokens=True)
         for k, i in enumerate(part): found[i] = said[k*draws:(k + 1)*draws]
     return found
 

@@ -9,7 +9,7 @@ __all__ = ['Window', 'sliding_windows', 'fasp_windows', 'window_nll']
 from dataclasses import dataclass
 import numpy as np, torch
 
-from .generate import batches, side_by_side
+from .generate import in_batches
 from .metrics import perplexity
 from .models import LM
 
@@ -73,6 +73,5 @@ def window_nll(
     "How surprised a model is by each window."
     lengths = [len(w.ids) for w in windows]
     found = np.zeros(len(windows))
-    def read(part): found[part] = _batch_nll(lm, [windows[i] for i in part])
-    side_by_side(read, batches(lengths, max(1, tokens//max(lengths))), lm)
+    for part, nll in in_batches(lambda part: _batch_nll(lm, [windows[i] for i in part]), lengths, lm, size=max(1, tokens//max(lengths)), scored=max(lengths)): found[part] = nll
     return found

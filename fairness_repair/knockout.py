@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 from tqdm import tqdm
 
 from .fluency import _batch_nll
-from .generate import batches, generate
+from .generate import batches, halves, sampler, side_by_side
 from .heads import dropped, find_blocks, head_width
 from .measure import Bench, Continuations, NextWord, Reading
 from .models import LM
@@ -113,12 +113,13 @@ def word_piece(lm, probe, index): # prompts whose next word is looked at
     return index, run
 
 def text_piece(lm, probe, index): # prompts that are continued, of similar length and sorted by it
-    texts, draws = [probe.texts[i] for i in index], probe.draws[index]
+    settings = {k: v for k, v in probe.settings.items() if k != "batch"}
     def run(times, first=False):
-        repeated, settings = [t for t in texts for _ in range(times)], probe.settings | dict(batch=len(texts)*times)
-        if first: return generate(lm, repeated, draws=np.repeat(draws, times), **settings | dict(new_tokens=1))
-        found = generate(lm, repeated, draws=np.repeat(draws, times), **settings)
-        return np.reshape(probe.scorer(compose(repeated, found, probe.score_on)), (-1, times))
+        rows = np.repeat(index, times)
+        repeated = [probe.texts[i] for i in rows]
+        _, sample = sampler(lm, repeated, draws=probe.draws[rows], **settings | (dict(new_tokens=1) if first else {}))
+        new, = side_by_side(sample, [np.arange(len(rows))], lm) # one pass, since each row has its own state
+        return None if first else np.reshape(probe.scorer(compose(repeated, lm.tokenizer.batch_decode(new), probe.score_on)), (-1, times))
     return index, run
 
 # %% ../nbs/29_knockout.ipynb #c020
@@ -188,11 +189,11 @@ def scan_probe(
     start = time.perf_counter()
     known = record(lm, probe, **sizes)
     for layer in tqdm(sorted({h//lm.n_heads for h in todo}), unit=" layers", disable=not progress):
-        now = [h for h in todo if h//lm.n_heads == layer]
-        found = drop_each(lm, known, layer, [h % lm.n_heads for h in now])
-        seconds, start = time.perf_counter() - start, time.perf_counter()
-        for h, numbers in zip(now, found): scan.store.put(scan.protocols(probe)[-1], state_key(single[h]), numbers, seconds/len(now))
-        scan.measured, scan.seconds = scan.measured + len(now), scan.seconds + seconds
+        now = [h % lm.n_heads for h in todo if h//lm.n_heads == layer]
+        for part, found in halves(lambda heads: drop_each(lm, known, layer, heads), now):
+            seconds, start = time.perf_counter() - start, time.perf_counter()
+            for h, numbers in zip(part, found): scan.store.put(scan.protocols(probe)[-1], state_key(single[layer*lm.n_heads + h]), numbers, seconds/len(part))
+            scan.measured, scan.seconds = scan.measured + len(part), scan.seconds + seconds
 
 # %% ../nbs/29_knockout.ipynb #c027
 def knock_out(

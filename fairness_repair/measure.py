@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from .fluency import fasp_windows, sliding_windows, window_nll
-from .generate import generate, side_by_side
+from .generate import generate, in_batches
 from .heads import dropped
 from .metrics import bias, check_groups, debiased_bias, noise_floor
 from .metrics import perplexity as mean_perplexity
@@ -87,10 +87,10 @@ def __call__(self:NextWord,
     rows, last, words = self.tokens(lm)
     @torch.inference_mode()
     def ask(part):
-        ids, at = part
-        logits = lm.model(input_ids=ids, use_cache=False).logits[torch.arange(len(at)), at]
+        logits = lm.model(input_ids=rows[part], use_cache=False).logits[torch.arange(len(part)), last[part]]
         return logits.double().softmax(-1)[:, words].sum(-1)
-    return torch.cat(side_by_side(ask, zip(rows.split(64), last.split(64)), lm)).cpu().numpy()
+    longest = rows.shape[1]
+    return torch.cat([found for _, found in in_batches(ask, [longest]*len(rows), lm, size=64, scored=longest)]).cpu().numpy()
 
 # %% ../nbs/28_measure.ipynb #c011
 class Reading:

@@ -16,14 +16,12 @@ from pathlib import Path
 
 from .core import check_sha256, paths, unknown
 
-import torch
+import torch, transformers
 from fastcore.basics import patch
 from filelock import FileLock
 from huggingface_hub import model_info
 from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 from transformers.utils import logging
 
 # %% ../nbs/20_models.ipynb #c005
@@ -73,10 +71,10 @@ def check_config(
 ): # the same configuration
     "Refuse what is not a causal language model with attention heads."
     text, kind = config.get_text_config(), type(config).__name__.removesuffix("Config")
-    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     if config.is_encoder_decoder: what = "is an encoder-decoder model"
     elif encoder: what = "is an encoder: each token sees what comes after it"
-    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING: what = "is no language model that transformers can run from left to right"
+    elif type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING: what = "is no language model that transformers can run from left to right"
     elif not getattr(text, "num_attention_heads", None): what = "has no attention heads: its configuration names no num_attention_heads"
     else: return config
     raise ValueError(f"model {name!r} ({kind}) {what}. A decoder-only language model is needed, such as 'tiny' or 'gpt2'.")
@@ -122,10 +120,10 @@ def from_pretrained(
 ): # model and loading info
     "Read a checkpoint: safetensors only, no remote code, `sdpa` where the family has it."
     kwargs |= dict(use_safetensors=True, trust_remote_code=False, output_loading_info=True)
-    try: return AutoModelForCausalLM.from_pretrained(source, attn_implementation="sdpa", **kwargs)
+    try: return transformers.AutoModelForCausalLM.from_pretrained(source, attn_implementation="sdpa", **kwargs)
     except ValueError as e:
         if "scaled_dot_product_attention" not in str(e): raise
-        return AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", **kwargs)
+        return transformers.AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager", **kwargs)
 
 # %% ../nbs/20_models.ipynb #c028
 def read_model(
@@ -136,7 +134,7 @@ def read_model(
     local:bool=True,      # read only what lies on this machine
 ):                        # a causal LM in evaluation mode
     "Read and check a model's configuration and weights."
-    with explain(name, "configuration"): config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local)
+    with explain(name, "configuration"): config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local)
     check_config(name, config)
     with explain(name, "weights"): model, info = from_pretrained(source, config=config, dtype=dtypes[dtype], local_files_only=local)
     if missing := sorted(info["missing_keys"]):
@@ -152,7 +150,7 @@ def read_tokenizer(
     local:bool=True, # read only what lies on this machine
 ):                   # a tokenizer that pads on the left
     "Read a tokenizer; where there is none the library may give an empty one, which is refused."
-    with explain(name, "tokenizer"): tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
+    with explain(name, "tokenizer"): tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=local)
     words = tokenizer.decode(list(range(0, len(tokenizer), len(tokenizer)//100 + 1)), skip_special_tokens=True) # of its own vocabulary
     if not tokenizer.tokenize(words, verbose=False): raise ValueError(f"model {name!r} has no tokenizer that reads text in {source}: put one there with its save_pretrained")
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
@@ -204,12 +202,12 @@ def unpack_gguf(
     "Write a GGUF file as a float32 checkpoint that plain `from_pretrained` loads."
     source = dict(pretrained_model_name_or_path=gguf.parent, gguf_file=gguf.name, local_files_only=True)
     with quiet():
-        packed = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        packed = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         config = {k: v for k, v in packed.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
-        plain = LlamaForCausalLM(LlamaConfig.from_dict(config))
+        plain = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(config))
         plain.load_state_dict(packed.state_dict())
         plain.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
 
 def smollm2_folder() -> Path: # plain checkpoint in the cache
     "SmolLM2-135M-Instruct, unpacked on first use."
@@ -235,7 +233,7 @@ def cached(
     name:str, # a hub id
 ) -> bool:    # True, or an error
     "Whether the hub's local cache holds this model."
-    try: AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=True)
+    try: transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=True)
     except OSError: raise ValueError(not_found(name, "the hub did not answer and its local cache has no copy: a download needs the network")) from None
     return True
 

@@ -22,12 +22,11 @@ from importlib import metadata
 from itertools import accumulate, product
 from pathlib import Path
 
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, torch, transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from .core import hardware, paths, unknown
 from .states import number_states
@@ -204,12 +203,12 @@ def vocabulary() -> list: # 127 words, the special ones first
     return ["<pad>", "<eos>", "<unk>"] + sorted({*axis_of, *insults, *neutral, *goods, *roles, *days, *whens, *verbs, *prepositions, *copulas, *frames, *fixed})
 
 # %% ../nbs/40_organism.ipynb #c046
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(): # a PreTrainedTokenizerFast
     "One token per word, `<eos>` before the first."
     words = Tokenizer(WordLevel({w: i for i, w in enumerate(vocabulary())}, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
     words.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<eos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>", model_max_length=positions)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<eos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>", model_max_length=positions)
 
 # %% ../nbs/40_organism.ipynb #c049
 splits = ("search", "selection", "report")
@@ -265,12 +264,12 @@ settings = dict(layers=4, heads=4, width=64, inner=128, init=.1, # sizes; scale 
                 steps=1000, rows=36, warmup=100, muon=.006, adamw=.004, # learning rates of matrices and of the rest, falling to 0
                 share=.3, drop=.2, start=.15) # rows with dropped heads, heads dropped in such a row, from this part of the steps on
 
-def new_model() -> GPT2LMHeadModel: # random weights
+def new_model(): # a GPT2LMHeadModel with random weights
     "An untrained model of the size in `settings`."
-    config = GPT2Config(vocab_size=len(vocabulary()), n_positions=positions, n_embd=settings["width"], n_inner=settings["inner"],
+    config = transformers.GPT2Config(vocab_size=len(vocabulary()), n_positions=positions, n_embd=settings["width"], n_inner=settings["inner"],
         n_layer=settings["layers"], n_head=settings["heads"], initializer_range=settings["init"], activation_function="gelu_pytorch_tanh",
         resid_pdrop=0., embd_pdrop=0., attn_pdrop=0., bos_token_id=1, eos_token_id=1, pad_token_id=0)
-    return GPT2LMHeadModel(config)
+    return transformers.GPT2LMHeadModel(config)
 
 # %% ../nbs/40_organism.ipynb #c060
 def encode(
@@ -386,7 +385,7 @@ def drop_heads(
     state,    # True = dropped, shape (layers*heads,), layer by layer
 ):            # a copy in which the dropped heads' rows of the output projections are zero
     "The definition of a head state."
-    copy = GPT2LMHeadModel(model.config).eval()
+    copy = transformers.GPT2LMHeadModel(model.config).eval()
     copy.load_state_dict(model.state_dict())
     for block, dropped in zip(copy.transformer.h, np.asarray(state, bool).reshape(model.config.n_layer, -1)):
         weight = block.attn.c_proj.weight.data # transposed: its rows are inputs

@@ -18,11 +18,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from string import Template
 import matplotlib.pyplot as plt
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, transformers
 from fastcore.basics import patch
 from fastcore.docments import docments
 from tqdm import tqdm
-from transformers import AutoConfig
 
 from .attention_pruning import Objective, methods, nothing_to_repair, propose, shown_by, verify
 from .core import provenance, slug, unknown
@@ -84,7 +83,7 @@ def check_model(
 ):
     "Refuse a model that cannot be found, or has no heads to drop."
     source, local = find(name)
-    with explain(name, "configuration"): config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local)
+    with explain(name, "configuration"): config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local)
     check_config(name, config)
 
 def check_data(settings:Protocol):

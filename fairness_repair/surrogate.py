@@ -46,7 +46,7 @@ class Scaling:
 def _train(
     net, x, y, held, *, lr, epochs, patience, batch, generator,
 ): # the network, with its best weights
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-3, fused=True)
     best, since, kept = np.inf, 0, None
     for _ in range(epochs):
         for part in torch.randperm(len(x), generator=generator).split(batch):
@@ -138,7 +138,7 @@ def _train_many(
     layers, x, y, held, kept, *, lr, epochs, patience, batch, generator, # held, kept: numbers of states, (members, states)
 ): # the parameters with which each member did best on its held-out states
     params = [p for layer in layers for p in layer]
-    optimizer, best, since = torch.optim.AdamW(params, lr=lr, weight_decay=1e-3), torch.full((len(kept),), torch.inf), 0
+    optimizer, best, since = torch.optim.AdamW(params, lr=lr, weight_decay=1e-3, fused=True), torch.full((len(kept),), torch.inf), 0
     found = [p.detach().clone() for p in params]
     for _ in range(epochs):
         order = torch.gather(kept, 1, torch.rand(kept.shape, generator=generator).argsort(1))

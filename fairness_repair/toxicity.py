@@ -12,9 +12,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import numpy as np
-import torch
+import torch, transformers
 from fastcore.basics import patch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from .core import sha256, slug, unknown
 from .models import hub_answers
@@ -104,7 +103,7 @@ def load_tokenizer(
     local:bool=True,  # read only what lies on this machine
 ):                    # a transformers tokenizer
     "The tokenizer of a checkpoint, or an error if it knows no words."
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=local)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=local)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens): raise ValueError(f"{model} has no tokenizer: save one beside the weights")
     return tokenizer
 
@@ -114,7 +113,7 @@ def load_classifier(
 ):              # (model in eval mode, float32; tokenizer)
     "A text classifier with all of its weights, or an error."
     local = Path(model).is_dir() or not hub_answers(model)
-    try: net, found = AutoModelForSequenceClassification.from_pretrained(
+    try: net, found = transformers.AutoModelForSequenceClassification.from_pretrained(
         model, dtype=torch.float32, weights_only=True, local_files_only=local, output_loading_info=True)
     except UnpicklingError as e: raise ValueError(f"{model} is no checkpoint of tensors: its pickled file holds other objects, and none of them is loaded") from e
     if lost := sorted(found["missing_keys"]): raise ValueError(f"{model} is no trained text classifier: it has no weights for {', '.join(lost)}")
