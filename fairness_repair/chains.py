@@ -271,7 +271,7 @@ def anneal_chains(
     chi_0:float=.75,  # share of uphill moves accepted at T0
     cooling=log_cooling, # (T0, steps) -> temperatures
     keep:int=20,      # best distinct states returned
-    block:int=128,    # steps between looks at the clock, rows of the trace
+    block:int=256,    # steps between looks at the clock, rows of the trace
     rng=0,            # seed or Generator
     callback=None,    # called with each row of the trace
     progress:bool=False, # show a bar
