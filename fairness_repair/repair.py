@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['choosers', 'measures', 'statuses', 'style', 'tints', 'page', 'use', 'card', 'Job', 'check_folder', 'claim_folder',
            'check_model', 'check_data', 'check_job', 'all_benches', 'scan_heads', 'find_candidates', 'Watched',
-           'Stopped', 'stop_at_once', 'paired_change', 'compare', 'number', 'percent', 'judge', 'RepairResult',
-           'shown_table', 'one_line', 'scorer_limit', 'limits', 'plot_change', 'plot_groups', 'plot_price', 'draw',
-           'save_figures', 'html_table', 'html_figure', 'tiles', 'captions', 'how', 'write_card', 'write_model_card',
-           'measured_states', 'relative', 'choose_state', 'compare_groups', 'count_data', 'drop_at_random',
-           'check_same', 'run_job', 'save_result', 'repair', 'command_line', 'main']
+           'Stopped', 'stop_at_once', 'compare', 'number', 'percent', 'judge', 'RepairResult', 'shown_table',
+           'one_line', 'scorer_limit', 'limits', 'plot_change', 'plot_groups', 'plot_price', 'draw', 'save_figures',
+           'html_table', 'html_figure', 'tiles', 'captions', 'how', 'write_card', 'write_model_card', 'measured_states',
+           'relative', 'choose_state', 'compare_groups', 'count_data', 'drop_at_random', 'check_same', 'run_job',
+           'save_result', 'repair', 'command_line', 'main']
 
 # %% ../nbs/52_repair.ipynb #c002
 import argparse, base64, html, json, shutil, signal, sys, threading, time
@@ -29,7 +29,7 @@ from .fasp import best_of_grid, fasp_grid
 from .heads import as_heads, save_pruned
 from .knockout import knock_out
 from .measure import Bench
-from .metrics import bias_change, bias_p_value, group_rates
+from .metrics import bias_change, bias_p_value, group_rates, paired_change
 from .models import LM, built_in, check_config, dtypes, explain, find, load
 from .plots import colours, plot_heads, plot_tradeoff, theme
 from .prompts import load_prompts
@@ -186,26 +186,6 @@ def stop_at_once():
     finally: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # %% ../nbs/52_repair.ipynb #c027
-def paired_change(
-    before, after, # one number per prompt or window, shape (n,)
-    statistic,     # function of values and their indices, each (n,) or (many, n) -> one number for each row
-    *,
-    strata,        # draws stay within these, shape (n,)
-    repeats:int=1000, # draws and swaps
-    rng=0,         # seed or Generator
-) -> dict:         # original, repaired, change, low, high (95 % bootstrap interval), p (two-sided)
-    "What happened to any statistic."
-    before, after, every, rng = np.asarray(before, float), np.asarray(after, float), np.arange(len(before)), np.random.default_rng(rng)
-    parts = [np.flatnonzero(strata == g) for g in np.unique(strata)]
-    drawn = np.concatenate([r[rng.integers(len(r), size=(repeats, len(r)))] for r in parts], axis=1)
-    boot = statistic(after[drawn], drawn) - statistic(before[drawn], drawn)
-    swap = rng.random((repeats, len(before))) < .5
-    null = statistic(np.where(swap, before, after), every) - statistic(np.where(swap, after, before), every)
-    old, new = float(statistic(before, every)), float(statistic(after, every))
-    low, high = np.quantile(boot, [.025, .975])
-    return dict(original=old, repaired=new, change=new - old, low=float(low), high=float(high), p=float((1 + (np.abs(null) >= abs(new - old) - 1e-12).sum())/(1 + repeats)))
-
-# %% ../nbs/52_repair.ipynb #c030
 measures = ("bias", "bias without noise", "bias / toxicity", "toxicity", "perplexity")
 
 def compare(
@@ -215,7 +195,7 @@ def compare(
     "The repaired model beside the original."
     nothing, groups, scored = np.zeros_like(state), report.toxicity.groups, report.reading.scored
     (old, new), (before, after) = (map(f, (nothing, state)) for f in (report.row, report.scores))
-    bias = dict(original=old["bias"], repaired=new["bias"]) | bias_change(before, after, groups)
+    bias = bias_change(before, after, groups)
     level = paired_change(before, after, lambda values, index: values.mean(-1), strata=groups) | dict(p=np.nan) # its swaps mix groups that may move apart: the interval says more
     reading = [report.numbers(report.reading, s) for s in (nothing, state)]
     fluency = paired_change(*reading, lambda nll, index: np.exp(nll.sum(-1)/scored[index].sum(-1)), strata=np.zeros(len(scored)))
@@ -225,7 +205,7 @@ def compare(
     table.insert(0, "measure", measures)
     return table
 
-# %% ../nbs/52_repair.ipynb #c034
+# %% ../nbs/52_repair.ipynb #c031
 def number(
     value, # float
 ) -> str:  # three digits that count; a dash for nothing
@@ -239,7 +219,7 @@ def percent(
     "A change as a share of the original value."
     return f"{100*(row['repaired']/row['original'] - 1):+.0f} %" if row["original"] else "–"
 
-# %% ../nbs/52_repair.ipynb #c036
+# %% ../nbs/52_repair.ipynb #c033
 statuses = ("repaired", "not shown", "worse", "nothing found", "nothing to repair")
 
 def judge(
@@ -261,7 +241,7 @@ def judge(
     if bias["low"] > 0: return "worse", f"Worse: without {heads}, {axis} bias rises {moved}. No model is saved."
     return "not shown", f"Not shown: without {heads}, {axis} bias goes {moved}, but the interval includes zero, so this may be chance."
 
-# %% ../nbs/52_repair.ipynb #c039
+# %% ../nbs/52_repair.ipynb #c036
 @dataclass(repr=False)
 class RepairResult:
     "A repair, done or refused, with all that its report card says."
@@ -287,7 +267,7 @@ class RepairResult:
     @property
     def report(self) -> Path: return self.job.out/"report.html"
 
-# %% ../nbs/52_repair.ipynb #c040
+# %% ../nbs/52_repair.ipynb #c037
 def shown_table(
     result:RepairResult,
 ) -> pd.DataFrame: # text
@@ -301,14 +281,14 @@ def shown_table(
 
 def one_line(heads) -> str: return ", ".join(f"{layer}.{head}" for layer, head in heads) or "none"
 
-# %% ../nbs/52_repair.ipynb #c041
+# %% ../nbs/52_repair.ipynb #c038
 @patch
 def __repr__(self:RepairResult) -> str: # verdict, table, heads, and where things are
     table = shown_table(self).to_string(index=False)
     where = f"fairer model: {self.checkpoint}\n" if self.saved else ""
     return f"{self.verdict}\n\n{table}\n\nheads dropped (layer.head): {one_line(self.heads)}\n{where}report card: {self.report}"
 
-# %% ../nbs/52_repair.ipynb #c043
+# %% ../nbs/52_repair.ipynb #c040
 def scorer_limit(
     scorer:str, # as in a `Protocol`
 ) -> str:
@@ -318,7 +298,7 @@ def scorer_limit(
     if scorer.startswith("words:") or scorer.endswith(".txt"): return "Toxicity was judged by a list of words: what it does not list does not count."
     return f"Toxicity was judged by the classifier {slug(scorer)}, whose own errors may differ between groups."
 
-# %% ../nbs/52_repair.ipynb #c044
+# %% ../nbs/52_repair.ipynb #c041
 def limits(
     result:RepairResult,
 ) -> list: # sentences
@@ -334,7 +314,7 @@ def limits(
         found.append(f"This is one search with one seed ({result.job.seed}); another may find other heads.")
     return found + [f"Perplexity is that of {sizes['tokens']:,} tokens of {slug(s.text)}; it says little about knowledge, and nothing about how well instructions are followed."]
 
-# %% ../nbs/52_repair.ipynb #c049
+# %% ../nbs/52_repair.ipynb #c046
 def plot_change(
     table:pd.DataFrame, # from `compare`
     *,
@@ -350,7 +330,7 @@ def plot_change(
     for i, row in rows.iterrows(): ax.text(1.02, i, f"{number(row['original'])} → {number(row['repaired'])}", transform=ax.get_yaxis_transform(), va="center", fontsize="small")
     ax.set(yticks=rows.index, yticklabels=rows["measure"], xlabel="repaired / original   (1 = unchanged)", title="What changed", xlim=(0, max(1.3, 1.1*ratio.max())), ylim=(-.5, len(rows) - .3))
 
-# %% ../nbs/52_repair.ipynb #c050
+# %% ../nbs/52_repair.ipynb #c047
 def plot_groups(
     groups:pd.DataFrame, # `RepairResult.groups`
     *,
@@ -369,7 +349,7 @@ def plot_groups(
     ax.set_xlim(left=0)
     ax.legend(fontsize="x-small", loc="lower right")
 
-# %% ../nbs/52_repair.ipynb #c054
+# %% ../nbs/52_repair.ipynb #c051
 def plot_price(
     result:RepairResult,
     *,
@@ -386,7 +366,7 @@ def plot_price(
     plot_tradeoff(pd.concat(points, ignore_index=True), limit=result.job.settings.limit, ax=ax)
     ax.set_title("At what price")
 
-# %% ../nbs/52_repair.ipynb #c055
+# %% ../nbs/52_repair.ipynb #c052
 def draw(
     result:RepairResult,
 ) -> dict: # name -> figure
@@ -415,7 +395,7 @@ def save_figures(
         for figure in figures.values(): plt.close(figure)
     return {name: folder/f"{name}.png" for name in figures}
 
-# %% ../nbs/52_repair.ipynb #c057
+# %% ../nbs/52_repair.ipynb #c054
 style = """
 :root { --ink:#1d2430; --soft:#667085; --line:#e4e7ec; --tint:$tint }
 * { box-sizing:border-box } body { margin:0; background:#f6f7f9; color:var(--ink); font:16px/1.55 system-ui, "Segoe UI", Helvetica, Arial, sans-serif }
@@ -432,7 +412,7 @@ pre { background:#101828; color:#e6e9f0; border-radius:10px; padding:16px 18px; 
 """
 tints = {"repaired": "#0b7a55", "not shown": "#a15c07", "worse": "#b42318", "nothing found": "#475467", "nothing to repair": "#475467"}
 
-# %% ../nbs/52_repair.ipynb #c058
+# %% ../nbs/52_repair.ipynb #c055
 page = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>$name: $status</title><style>$style</style></head>
 <body><main><div class="over">Fairness report card</div><h1>$name <span class="badge">$status</span></h1><p class="lead">$verdict</p>
@@ -450,7 +430,7 @@ use = Template("""<h2>Use it</h2><p>The folder <code>model</code> beside this ca
 model = AutoModelForCausalLM.from_pretrained("$folder", dtype="$dtype")
 tokenizer = AutoTokenizer.from_pretrained("$folder")</pre>""")
 
-# %% ../nbs/52_repair.ipynb #c059
+# %% ../nbs/52_repair.ipynb #c056
 def html_table(
     table:pd.DataFrame, # text; the index is left out
     kind:str="",        # a class of the style sheet
@@ -468,7 +448,7 @@ def html_figure(
     data = base64.b64encode(file.read_bytes()).decode()
     return f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
 
-# %% ../nbs/52_repair.ipynb #c062
+# %% ../nbs/52_repair.ipynb #c059
 def tiles(
     result:RepairResult,
 ) -> list: # (large text, small text)
@@ -478,7 +458,7 @@ def tiles(
     span = lambda m: f"{number(table.loc[m, 'original'])} → {number(table.loc[m, 'repaired'])}"
     return [(percent(table.loc[m]), f"{m} ({span(m)})") for m in ("bias", "perplexity", "toxicity")] + [(f"{result.state.sum()} of {result.state.size}", "heads dropped")]
 
-# %% ../nbs/52_repair.ipynb #c063
+# %% ../nbs/52_repair.ipynb #c060
 def captions(
     result:RepairResult,
 ) -> dict: # name of a figure -> what it shows
@@ -500,7 +480,7 @@ def how(
             "intervals and p": "paired: 1,000 bootstrap draws, 1,000 permutations"}
     return pd.DataFrame(rows.items(), columns=["", ""])
 
-# %% ../nbs/52_repair.ipynb #c064
+# %% ../nbs/52_repair.ipynb #c061
 def write_card(
     result:RepairResult,
     figures:dict, # from `save_figures`
@@ -514,7 +494,7 @@ def write_card(
         settings=html_table(how(result), "words"), use=usage, record=html.escape(json.dumps(result.record, indent=1))), encoding="utf-8")
     return result.report
 
-# %% ../nbs/52_repair.ipynb #c066
+# %% ../nbs/52_repair.ipynb #c063
 card = Template("""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -558,7 +538,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 Licence and intended use are those of the original model. Made by fairness_repair $version, commit $commit, $date.
 """)
 
-# %% ../nbs/52_repair.ipynb #c067
+# %% ../nbs/52_repair.ipynb #c064
 def write_model_card(
     result:RepairResult,
     figures:dict, # from `save_figures`
@@ -574,7 +554,7 @@ def write_model_card(
     (folder/"README.md").write_text(text, encoding="utf-8")
     return folder/"README.md"
 
-# %% ../nbs/52_repair.ipynb #c070
+# %% ../nbs/52_repair.ipynb #c067
 def measured_states(
     bench:Bench,
 ) -> np.ndarray: # bool, shape (states, n)
@@ -592,7 +572,7 @@ def relative(
     original = bench(np.zeros((1, bench.lm.n), bool)).iloc[0]
     return bench(states)[["bias", "perplexity"]]/original[["bias", "perplexity"]].astype(float)
 
-# %% ../nbs/52_repair.ipynb #c072
+# %% ../nbs/52_repair.ipynb #c069
 def choose_state(
     job:Job,
     benches:dict,        # from `all_benches`
@@ -607,7 +587,7 @@ def choose_state(
     search, fresh = (Objective(benches[name], free=free, epsilon=s.epsilon, limit=s.limit) for name in ("search", "selection"))
     return verify(fresh, find_candidates(job, search, benches["reader"], ppl, unfair))[0], search, None
 
-# %% ../nbs/52_repair.ipynb #c074
+# %% ../nbs/52_repair.ipynb #c071
 def compare_groups(
     report:Bench,
     state, # bool, shape (n,)
@@ -631,7 +611,7 @@ def drop_at_random(
     "What as many heads do that nobody chose."
     return relative(report, search.widen(random_states(Space(int(search.free.sum()), size, size), 2, rng=100)) if size else [])
 
-# %% ../nbs/52_repair.ipynb #c077
+# %% ../nbs/52_repair.ipynb #c074
 def check_same(
     store:Store,
     benches:dict, # from `all_benches`
@@ -640,7 +620,7 @@ def check_same(
     now = json.loads(json.dumps([bench.description for bench in benches.values()]))
     if store.recall(dict(asked="model and data of this repair"), lambda: now) != now: raise ValueError(f"the model or the data have changed since {store.path} was begun: name another out folder")
 
-# %% ../nbs/52_repair.ipynb #c079
+# %% ../nbs/52_repair.ipynb #c076
 def run_job(
     job:Job,
     lm:LM,       # loaded as the job says
@@ -663,7 +643,7 @@ def run_job(
     record = provenance(asked=job.asked, weights=lm.weights_hash(), verdict=verdict, dropped=as_heads(state, lm.n_heads), measured=measured, reused=reused, seconds=round(time.perf_counter() - start, 1))
     return RepairResult(job, repr(replace(lm, name=slug(lm.name))), (lm.n_layers, lm.n_heads), state, status, verdict, record=record, **found)
 
-# %% ../nbs/52_repair.ipynb #c080
+# %% ../nbs/52_repair.ipynb #c077
 def save_result(
     result:RepairResult,
     lm:LM, # the original
@@ -676,7 +656,7 @@ def save_result(
     (result.job.out/"result.json").write_text(json.dumps(result.record | dict(table=json.loads(result.table.to_json(orient="records"))), indent=1) + "\n", encoding="utf-8")
     write_card(result, figures)
 
-# %% ../nbs/52_repair.ipynb #c082
+# %% ../nbs/52_repair.ipynb #c079
 def repair(
     model:str,             # tiny, smollm2-135m, a folder, or a hub id such as gpt2
     out:str="repaired",    # folder for the model, its report card and all measurements
@@ -701,7 +681,7 @@ def repair(
         save_result(result, lm)
     return result
 
-# %% ../nbs/52_repair.ipynb #c093
+# %% ../nbs/52_repair.ipynb #c090
 def command_line() -> argparse.ArgumentParser:
     "The parameters of `repair` as options."
     parser = argparse.ArgumentParser(prog="repair", description=repair.__doc__, allow_abbrev=False)
@@ -711,7 +691,7 @@ def command_line() -> argparse.ArgumentParser:
         else: parser.add_argument(f"--{name}", type=p.anno, default=p.default, metavar=name.upper(), help=p.docment)
     return parser
 
-# %% ../nbs/52_repair.ipynb #c095
+# %% ../nbs/52_repair.ipynb #c092
 def main(
     arguments=None, # list of str; None: those of the command line
 ):
