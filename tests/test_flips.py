@@ -36,7 +36,7 @@ def test_counts_equal_the_plain_measurement(name, drop, always):
     chain, rng = _chain(neurons, state), np.random.default_rng(1)
     cost = cost_of(neurons)
     chain.cost[:] = cost(count(neurons, [state]), neurons.total)
-    units, accepted, costs, counts = _walk(_net(neurons), chain, _rule(cost), 1, neurons.n//2, rng.random((600, 2)), np.full(600, .01), always, _work(neurons.rows))
+    units, accepted, costs, counts = _walk(_net(neurons), chain, _rule(cost), 1, neurons.n//2, rng.random((600, 2)), np.full(600, .01), always, _work(_net(neurons)))
     states = walked(state, units, accepted)
     plain = count(neurons, states)
     for i in np.flatnonzero((plain != counts).any((1, 2))): # only a logit of almost exactly 0 may fall on the other side
