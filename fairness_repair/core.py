@@ -199,6 +199,7 @@ def hardware() -> str: # one line
 # %% ../nbs/00_core.ipynb #c036
 packages = ("fairness_repair", "torch", "transformers", "datasets", "numpy", "pandas", "scikit-learn", "scipy", "alt-profanity-check")
 
+@cache
 def _version(name):
     try: return metadata.version(name)
     except metadata.PackageNotFoundError: return "not installed"

@@ -175,9 +175,9 @@ def _continue(lm, rows, keys, new_tokens, **kwargs):
     model, device = lm.model, lm.device
     ids, mask, positions = (t.to(device) for t in pad_left(rows, lm.tokenizer.pad_token_id))
     cache, found = transformers.DynamicCache(config=model.config), []
-    extra = dict(logits_to_keep=1) if accepts(model, "logits_to_keep") else {}
+    extra, placed = dict(logits_to_keep=1) if accepts(model, "logits_to_keep") else {}, accepts(model, "position_ids")
     for step in range(new_tokens):
-        if accepts(model, "position_ids"): extra["position_ids"] = positions
+        if placed: extra["position_ids"] = positions
         logits = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra).logits[:, -1]
         ids = pick(logits, keys, step, **kwargs)[:, None]
         mask, positions = torch.cat([mask, mask.new_ones(len(mask), 1)], 1), positions[:, -1:] + 1
