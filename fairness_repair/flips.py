@@ -88,7 +88,7 @@ def _near(net, chain, unit, margin, work): # rows and their changes
                 if work.marks[s]: work.rows[found], work.d[found], found = s, work.change[s], found + 1
     return work.rows[:found], work.d[:found]
 
-# %% ../nbs/14_flips.ipynb #c017
+# %% ../nbs/14_flips.ipynb #c018
 @njit(nogil=True, cache=True)
 def _touched(work): # rows and their changes
     "All rows where the output of the unit that was looked at last changes."
@@ -106,7 +106,7 @@ def _work(net):
     n = len(net.cell)
     return Work(np.empty(n, np.int32), *(np.empty(n, np.float32) for _ in range(3)), np.zeros(-(-n//8)*8, np.uint8), tuple(np.empty((lot, w.shape[1]), np.float32) for w in net.w))
 
-# %% ../nbs/14_flips.ipynb #c020
+# %% ../nbs/14_flips.ipynb #c021
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
 def _through(z, alive, rows, delta, keep): # writes delta, and z if it is to be kept
     "From changes of a layer's inputs to changes of its outputs."
@@ -119,6 +119,7 @@ def _through(z, alive, rows, delta, keep): # writes delta, and z if it is to be 
             if keep: here[k] = new
             delta[r, k] = alive[k]*((new if new > zero else zero) - (old if old > zero else zero))
 
+# %% ../nbs/14_flips.ipynb #c022
 @njit(nogil=True, cache=True)
 def _push(net, chain, unit, rows, d, keep, work): # logits of the rows, shape (rows,)
     "Carry the change d of a unit's output through the rest of the network."
@@ -137,7 +138,7 @@ def _push(net, chain, unit, rows, d, keep, work): # logits of the rows, shape (r
         for r in range(len(some)): logit[start + r] += delta[r, 0]
     return logit
 
-# %% ../nbs/14_flips.ipynb #c024
+# %% ../nbs/14_flips.ipynb #c026
 @njit(nogil=True, cache=True)
 def _unfairness(positive, total, metric):
     "Largest gap between compared groups."
@@ -154,7 +155,7 @@ def _unfairness(positive, total, metric):
         widest = max(widest, high - low)
     return widest
 
-# %% ../nbs/14_flips.ipynb #c025
+# %% ../nbs/14_flips.ipynb #c027
 @njit(nogil=True, cache=True)
 def _cost(positive, total, rule): # rule: base, least, metric, penalty, graded
     "`Cost` for one set of counts."
@@ -166,7 +167,7 @@ def _cost(positive, total, rule): # rule: base, least, metric, penalty, graded
 
 def _rule(cost:Cost): return cost.base, cost.least, list(fairness).index(cost.metric), cost.penalty, cost.kind == "graded"
 
-# %% ../nbs/14_flips.ipynb #c028
+# %% ../nbs/14_flips.ipynb #c030
 @njit(nogil=True, cache=True)
 def _pick(state, size, low, high, u):
     "The unit that a uniform picks among the flips that stay within the bounds."
@@ -179,7 +180,7 @@ def _pick(state, size, low, high, u):
             rank -= 1
     return -1
 
-# %% ../nbs/14_flips.ipynb #c031
+# %% ../nbs/14_flips.ipynb #c033
 @njit(nogil=True, cache=True)
 def _accept(net, chain, unit, work):
     "Carry the flip that was looked at last into the chain."
@@ -214,7 +215,7 @@ def _walk(net, chain, rule, low, high, u, T, always, work): # units, accepted, c
             size += 1 if chain.state[unit] else -1
     return units, accepted, costs, counts
 
-# %% ../nbs/14_flips.ipynb #c035
+# %% ../nbs/14_flips.ipynb #c037
 def _remember_walk(ledger, state, units, accepted, costs):
     "Keep the best states of a walk that started at a state."
     worst = ledger.costs[-1] if len(ledger.costs) == ledger.keep else np.inf
@@ -242,7 +243,7 @@ class _Walker:
         if self.visited is not None: self.visited.append(counts)
         return accepted, costs
 
-# %% ../nbs/14_flips.ipynb #c036
+# %% ../nbs/14_flips.ipynb #c038
 def anneal_flips(
     neurons:Neurons,
     cost:Cost,   # from `cost_of`
