@@ -4,9 +4,10 @@ import os
 import numpy as np, pandas as pd, pytest, torch
 from test_heads import build, listed, tokenizer, H, L, V
 
-from fairness_repair.baselines import loss_gradient, magnitude
+from fairness_repair.baselines import in_float32, loss_gradient, magnitude, mask_gradient
 from fairness_repair.core import paths
 from fairness_repair.fasp import alphas, fasp, gammas
+from fairness_repair.fluency import Window
 from fairness_repair import knockout
 from fairness_repair.heads import attention_outputs, dropped
 from fairness_repair.knockout import drop_each, knock_out, layers_of, record
@@ -126,6 +127,17 @@ def test_gradient_at_zero_is_that_of_zeroed_weights(kind):
         total += w*loss_gradient(model, ids, mask)[1, 0].item()
     whole = loss_without(model)
     with dropped(model, state): assert abs(whole - loss_without(model) - total) < 1e-5
+
+
+@pytest.mark.parametrize("kind", listed)
+def test_gradient_of_half_precision_is_taken_in_float32(kind):
+    half = build(kind).to(torch.bfloat16).eval()
+    kept, windows = {k: v.clone() for k, v in half.state_dict().items()}, [Window(tuple(row), 1) for row in ids.tolist()]
+    full = build(kind).eval()
+    for p, q in zip(full.parameters(), half.parameters()): p.data = q.data.float()
+    np.testing.assert_allclose(mask_gradient(LM("half", half, tokenizer), windows), mask_gradient(LM("full", full, tokenizer), windows), atol=.02) # buffers, such as those of rotary positions, are still rounded
+    with pytest.raises(ZeroDivisionError), in_float32(half): 1/0
+    assert all(v.dtype == kept[k].dtype and torch.equal(v, kept[k]) for k, v in half.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", listed)
