@@ -70,7 +70,7 @@ def ask(
         keys = torch.tensor([noise_key(seed, texts[i], draw) for i in part for draw in range(draws)], device=lm.device)
         return answer_batch(lm, [rows[i] for i in part], keys, new_tokens=new_tokens, stops=stops, temperature=temperature, top_k=top_k)
     lengths = [len(r) + new_tokens for r in rows]
-    for part, ids in in_batches(answers, lengths, lm, size=max(1, batch//draws), copies=draws, scored=1 if accepts(lm.model, "logits_to_keep") else max(lengths)):
+    for part, ids in in_batches(answers, lengths, lm, size=max(1, batch//draws), copies=draws):
         said = lm.tokenizer.batch_decode([cut(row, stops) for row in ids.tolist()], skip_special_tokens=True)
         for k, i in enumerate(part): found[i] = said[k*draws:(k + 1)*draws]
     return found

@@ -161,11 +161,13 @@ def in_batches(
     lm:LM,   # that does the work
     *,
     size:int,     # rows at a time, at most
-    scored:int=1, # positions per row whose logits are made
+    scored:int|None=None, # positions per row whose logits are made; None: the next token's, as far as the model allows
     copies:int=1, # rows of the model's batch that each becomes
 ) -> list:   # (row numbers, what work returned)
     "Work on rows of similar length together, as many at a time as memory holds."
-    parts = batches(lengths, min(size, max(1, room(lm, max(lengths), scored=scored)//copies)))
+    longest = max(lengths)
+    scored = scored or (1 if accepts(lm.model, "logits_to_keep") else longest)
+    parts = batches(lengths, min(size, max(1, room(lm, longest, scored=scored)//copies)))
     return [done for part in side_by_side(lambda part: halves(work, part), parts, lm) for done in part]
 
 # %% ../nbs/25_generate.ipynb #c030
@@ -216,6 +218,6 @@ def generate(
     "Sample one continuation for each prompt."
     lengths, sample = sampler(lm, texts, **kwargs)
     found = [None]*len(lengths)
-    for part, new in in_batches(sample, lengths, lm, size=batch, scored=1 if accepts(lm.model, "logits_to_keep") else lengths.max()):
+    for part, new in in_batches(sample, lengths, lm, size=batch):
         for i, said in zip(part, lm.tokenizer.batch_decode(new)): found[i] = said
     return found
