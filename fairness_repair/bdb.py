@@ -9,7 +9,7 @@ __all__ = ['scales', 'presets', 'all_strategies', 'kinds', 'Design', 'taus', 'de
 # %% ../nbs/66_bdb.ipynb #c002
 import base64, hashlib, json, zlib
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np, pandas as pd
 from fastcore.basics import patch

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from .search import Ledger, SearchResult, _run, initial_temperature, log_cooling
+from .search import Ledger, SearchResult, _run, log_cooling
 from .states import Space, _random_states
 from .surrogate import MLPSurrogate
 

@@ -8,7 +8,7 @@ __all__ = ['architectures', 'machines', 'bdb_plan', 'Anatomy', 'anatomy', 'forwa
 
 # %% ../nbs/45_costs.ipynb #c002
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, GPTNeoConfig, LlamaConfig

@@ -7,7 +7,7 @@ __all__ = ['names', 'plot_over_alpha', 'plot_effects', 'plot_correlations', 'plo
 
 # %% ../nbs/38_fasp_plots.ipynb #c002
 import matplotlib.pyplot as plt
-import numpy as np, pandas as pd, seaborn as sns
+import numpy as np, seaborn as sns
 
 from .plots import colours
 

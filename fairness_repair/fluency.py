@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np, torch
 
 from .generate import in_batches
-from .metrics import perplexity
 from .models import LM
 
 # %% ../nbs/26_fluency.ipynb #c005

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .fluency import _batch_nll
 from .generate import batches, halves, sampler, side_by_side
 from .heads import dropped, find_blocks, head_width
-from .measure import Bench, Continuations, NextWord, Reading
+from .measure import Bench, NextWord, Reading
 from .models import LM
 from .states import state_key
 from .toxicity import compose

@@ -17,7 +17,7 @@ from .heads import dropped
 from .metrics import bias, check_groups, debiased_bias, noise_floor
 from .metrics import perplexity as mean_perplexity
 from .models import LM
-from .states import state_key
+from .states import key_state, state_key
 from .store import Store
 from .toxicity import compose
 
@@ -177,6 +177,12 @@ def numbers(self:Bench,
 @patch
 def scores(self:Bench, state) -> np.ndarray: # toxicity per prompt
     return self.numbers(self.toxicity, np.asarray(state, bool))
+
+@patch
+def recorded(self:Bench) -> np.ndarray: # bool, shape (states, n)
+    "States that both probes have measured, in this run or an earlier one."
+    read, answered = (self.store.states(self.model | probe.description) for probe in (self.reading, self.toxicity))
+    return np.array([key_state(key, self.lm.n) for key in sorted({*read} & {*answered})], bool).reshape(-1, self.lm.n)
 
 # %% ../nbs/28_measure.ipynb #c022
 @patch

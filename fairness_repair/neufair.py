@@ -8,7 +8,7 @@ __all__ = ['most', 'published', 'strategies', 'one_at_a_time', 'search_space', '
            'questions', 'problem', 'run', 'study']
 
 # %% ../nbs/15_neufair.ipynb #c002
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
 import numpy as np, pandas as pd
@@ -20,7 +20,7 @@ from .decisions import summary
 from .flips import anneal_flips
 from .networks import as_layers, authors_network, authors_networks, recipes, train
 from .neurons import Cost, Neurons, check_cost, cost_of, count, logits
-from .search import SearchResult, exhaustive, genetic, log_cooling, random_search
+from .search import SearchResult, genetic, log_cooling, random_search
 from .states import Space, state_key
 from .tables import data_sets, load_table, settings
 

@@ -8,7 +8,7 @@ __all__ = ['colours', 'markers', 'sizes', 'labels', 'theme', 'pareto_front', 'pl
 
 # %% ../nbs/50_plots.ipynb #c002
 import matplotlib.pyplot as plt
-import numpy as np, pandas as pd, seaborn as sns
+import numpy as np, seaborn as sns
 
 from .metrics import half_width
 

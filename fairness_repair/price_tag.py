@@ -23,7 +23,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .audit import audit_prompts, read_names, read_questions
+from .audit import audit_prompts, read_questions
 from .core import hardware, paths
 from .models import LM
 from .weights import Mask, projections

@@ -7,7 +7,7 @@ __all__ = ['presets', 'paper_models', 'never_published', 'Protocol', 'protocol',
            'build_bench', 'build_benches']
 
 # %% ../nbs/33_protocol.ipynb #c002
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 import numpy as np, pandas as pd
 
 from .attention_pruning import Fractions

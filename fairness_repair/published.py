@@ -10,7 +10,7 @@ __all__ = ['hub_ids', 'with_seeds', 'short', 'published_name', 'HeadScores', 're
 import json
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, pandas as pd
+import pandas as pd
 
 from .core import fetch, slug, unknown
 from .fasp import single_heads

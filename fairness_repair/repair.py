@@ -7,9 +7,9 @@ __all__ = ['choosers', 'measures', 'statuses', 'style', 'tints', 'page', 'use', 
            'check_model', 'check_data', 'check_job', 'all_benches', 'scan_heads', 'find_candidates', 'Watched',
            'Stopped', 'stop_at_once', 'compare', 'number', 'percent', 'judge', 'RepairResult', 'shown_table',
            'one_line', 'scorer_limit', 'limits', 'plot_change', 'plot_groups', 'plot_price', 'draw', 'save_figures',
-           'html_table', 'html_figure', 'tiles', 'captions', 'how', 'write_card', 'write_model_card', 'measured_states',
-           'relative', 'choose_state', 'compare_groups', 'count_data', 'drop_at_random', 'check_same', 'run_job',
-           'save_result', 'repair', 'command_line', 'main']
+           'html_table', 'html_figure', 'tiles', 'captions', 'how', 'write_card', 'write_model_card', 'relative',
+           'choose_state', 'compare_groups', 'count_data', 'drop_at_random', 'check_same', 'run_job', 'save_result',
+           'repair', 'command_line', 'main']
 
 # %% ../nbs/52_repair.ipynb #c002
 import argparse, base64, html, json, shutil, signal, sys, threading, time
@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from fastcore.docments import docments
 from tqdm import tqdm
 
-from .attention_pruning import Objective, methods, nothing_to_repair, propose, shown_by, verify
+from .attention_pruning import Objective, methods, nothing_to_repair, propose, verify
 from .core import provenance, slug, unknown
 from .fasp import best_of_grid, fasp_grid
 from .heads import as_heads, save_pruned
@@ -35,8 +35,8 @@ from .plots import colours, plot_heads, plot_tradeoff, theme
 from .prompts import load_prompts
 from .protocol import Protocol, build_benches, free_heads, protocol, search_space
 from .report import markdown
-from .states import Space, key_state, random_states
-from .store import Store, protocol_id
+from .states import Space, random_states
+from .store import Store
 from .texts import load_text
 from .toxicity import load_scorer
 
@@ -555,14 +555,6 @@ def write_model_card(
     return folder/"README.md"
 
 # %% ../nbs/52_repair.ipynb #c067
-def measured_states(
-    bench:Bench,
-) -> np.ndarray: # bool, shape (states, n)
-    "What the store knows under a bench's protocol, from this run or an earlier one."
-    name = protocol_id(bench.model | bench.toxicity.description)
-    rows = bench.store.db.execute("select state from measurements where protocol = ? order by state", (name,))
-    return np.array([key_state(key, bench.lm.n) for key, in rows], bool).reshape(-1, bench.lm.n)
-
 def relative(
     bench:Bench,
     states, # bool, shape (states, n)
@@ -636,7 +628,7 @@ def run_job(
         state, search, reason = choose_state(job, benches, progress=progress)
         report, table = benches["report"], compare(benches["report"], state)
         found = dict(table=table, groups=compare_groups(report, state), controls=drop_at_random(report, search, int(state.sum())), sizes=count_data(report),
-                     cloud=relative(benches["search"], measured_states(benches["search"]) if search else []))
+                     cloud=relative(benches["search"], benches["search"].recorded() if search else []))
         bar.total = bar.n
     status, verdict = judge(table, state, axis=job.settings.axis, limit=job.settings.limit, reason=reason)
     measured, reused = (sum(getattr(b, k) for b in benches.values()) for k in ("measured", "reused"))

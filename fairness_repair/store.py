@@ -76,6 +76,13 @@ def get(self:Store,
     row = self.db.execute("select numbers from measurements where protocol = ? and state = ?", (protocol_id(description), state)).fetchone()
     return None if row is None else np.frombuffer(row[0], "<f8")
 
+@patch
+def states(self:Store,
+    description:dict, # the protocol
+) -> list:
+    "Keys of the states that were measured, sorted."
+    return [key for key, in self.db.execute("select state from measurements where protocol = ? order by state", (protocol_id(description),))]
+
 # %% ../nbs/27_store.ipynb #c014
 @patch
 def recall(self:Store,
