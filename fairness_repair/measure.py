@@ -178,12 +178,6 @@ def numbers(self:Bench,
 def scores(self:Bench, state) -> np.ndarray: # toxicity per prompt
     return self.numbers(self.toxicity, np.asarray(state, bool))
 
-@patch
-def recorded(self:Bench) -> np.ndarray: # bool, shape (states, n)
-    "States that both probes have measured, in this run or an earlier one."
-    read, answered = (self.store.states(self.model | probe.description) for probe in (self.reading, self.toxicity))
-    return np.array([key_state(key, self.lm.n) for key in sorted({*read} & {*answered})], bool).reshape(-1, self.lm.n)
-
 # %% ../nbs/28_measure.ipynb #c022
 @patch
 def row(self:Bench,
@@ -207,3 +201,10 @@ def __call__(self:Bench,
     states = np.atleast_2d(np.asarray(states, bool))
     if states.shape[1] != self.lm.n: raise ValueError(f"a state of {self.lm.name} has {self.lm.n} units, got {states.shape[1]}")
     return pd.DataFrame([self.row(state) for state in tqdm(states, unit=" states", disable=not progress)])
+
+# %% ../nbs/28_measure.ipynb #c025b
+@patch
+def recorded(self:Bench) -> np.ndarray: # bool, shape (states, n)
+    "States that both probes have measured, in this run or an earlier one."
+    read, answered = (self.store.states(self.model | probe.description) for probe in (self.reading, self.toxicity))
+    return np.array([key_state(key, self.lm.n) for key in sorted({*read} & {*answered})], bool).reshape(-1, self.lm.n)

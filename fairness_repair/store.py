@@ -76,6 +76,7 @@ def get(self:Store,
     row = self.db.execute("select numbers from measurements where protocol = ? and state = ?", (protocol_id(description), state)).fetchone()
     return None if row is None else np.frombuffer(row[0], "<f8")
 
+# %% ../nbs/27_store.ipynb #c012b
 @patch
 def states(self:Store,
     description:dict, # the protocol
