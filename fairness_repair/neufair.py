@@ -205,11 +205,14 @@ def questions(
 # %% ../nbs/15_neufair.ipynb #c034
 one_at_a_time = Lock() # two searches of one network wait for it to be trained once
 
-@lru_cache(maxsize=4)
 def problem(
     dataset:str, protected:str, seed:int, networks:str, dropout:float|None=None, # as in a question
 ): # (weights, biases), table, F1 in the name of the authors' file or None
     "A table and the network to repair."
+    with one_at_a_time: return _problem(dataset, protected, seed, networks, dropout)
+
+@lru_cache(maxsize=4)
+def _problem(dataset, protected, seed, networks, dropout):
     table = load_table(dataset, protected, seed=seed)
     if networks != "authors": return as_layers(train(table, recipes[networks], seed=seed)[0]), table, None
     network, record = authors_network(dataset, seed, dropout=dropout)
@@ -221,7 +224,7 @@ def run(
 ) -> dict:         # state, dropped, metrics of the original and of the repaired network, evaluated, seconds, accepted, reason, and what made it
     "Answer one question."
     q = dict(question)
-    with one_at_a_time: layers, table, reference = problem(*(q.pop(k) for k in ("dataset", "protected", "seed", "networks")), q.pop("dropout", None))
+    layers, table, reference = problem(*(q.pop(k) for k in ("dataset", "protected", "seed", "networks")), q.pop("dropout", None))
     if "bounds" in q: q["space"] = Space(sum(len(b) for b in layers[1][:-1]), *q.pop("bounds"))
     fixed = repair(layers, table, q.pop("by"), rng=question["seed"], reference=reference, **q)
     spent = {}
