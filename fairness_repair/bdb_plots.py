@@ -52,20 +52,19 @@ def plot_overlap(
 def plot_layers(
     table:pd.DataFrame, # layer, part, pruned, weights; one row per matrix
     *,
-    ax=None,
+    axes, # two, one above the other
 ):
-    "Dropped share per matrix (colour) and layer (line)."
-    ax = ax or plt.gca()
+    "Dropped share per matrix (colour) and layer (bars)."
+    above, below = axes
     grid = (table.pivot(index="part", columns="layer", values="pruned")/table.pivot(index="part", columns="layer", values="weights")).reindex(list(dict.fromkeys(table["part"])))
-    sns.heatmap(100*grid, ax=ax, cmap="Greys", vmin=0, cbar_kws=dict(label="dropped, % of the matrix", pad=.12))
+    sns.heatmap(100*grid, ax=below, cmap="Greys", vmin=0, cbar=False, xticklabels=-(-grid.shape[1]//16))
+    below.figure.colorbar(below.collections[0], ax=axes, label="dropped, % of the matrix")
     per_layer = table.groupby("layer")["pruned"].sum()
-    line = ax.twinx()
-    line.plot(np.arange(len(per_layer)) + .5, per_layer/max(1, per_layer.sum()), color=colours["prompt-specific"], marker="o", ms=4)
-    line.set_ylim(0, None)
-    line.set_ylabel("layer's share of all dropped", color=colours["prompt-specific"])
-    ax.set(xlabel="layer", ylabel="", title="Where the dropped weights sit")
-    ax.tick_params(axis="y", rotation=0)
-    return ax
+    above.bar(np.arange(len(per_layer)) + .5, 100*per_layer/max(1, per_layer.sum()), color=colours["prompt-specific"])
+    above.set(ylabel="% of all\ndropped", title="Where the dropped weights sit")
+    above.tick_params(bottom=False)
+    below.set(xlabel="layer", ylabel="")
+    below.tick_params(axis="y", rotation=0)
 
 # %% ../nbs/67_bdb_plots.ipynb #c016
 def plot_grid(
