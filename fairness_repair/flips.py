@@ -203,14 +203,15 @@ def _walk(net, chain, rule, low, high, u, T, always, work): # units, accepted, c
     for i in range(steps):
         unit = _pick(chain.state, size, low, high, u[i, 0])
         rows, d = _near(net, chain, unit, np.float32(1e-3), work)
-        new = _push(net, chain, unit, rows, d, False, work)
+        if always: _accept(net, chain, unit, work)
         counts[i] = chain.positive
-        after = counts[i].reshape(-1)
-        for r in range(len(rows)): after[net.cell[rows[r]]] += np.int32(new[r] > 0) - np.int32(chain.logit[rows[r]] > 0)
+        if not always:
+            new, after = _push(net, chain, unit, rows, d, False, work), counts[i].reshape(-1)
+            for r in range(len(rows)): after[net.cell[rows[r]]] += np.int32(new[r] > 0) - np.int32(chain.logit[rows[r]] > 0)
         units[i], costs[i] = unit, _cost(counts[i], net.total, rule)
         accepted[i] = always or costs[i] <= chain.cost[0] or u[i, 1] < math.exp(-(costs[i] - chain.cost[0])/T[i])
         if accepted[i]:
-            _accept(net, chain, unit, work)
+            if not always: _accept(net, chain, unit, work)
             chain.cost[0] = costs[i]
             size += 1 if chain.state[unit] else -1
     return units, accepted, costs, counts
