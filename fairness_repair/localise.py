@@ -99,7 +99,7 @@ def kth_largest(
 ): # the value
     "The value at which the k largest begin."
     rank = len(flat) - k
-    return flat.kthvalue(rank + 1).values if flat.is_cuda else float(np.partition(flat.numpy(), rank)[rank])
+    return float(np.partition(flat.numpy(), rank)[rank]) if flat.device.type == "cpu" else flat.kthvalue(rank + 1).values
 
 # %% ../nbs/64_localise.ipynb #c026
 def top_flags(
