@@ -10,11 +10,13 @@ import math
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, scipy.linalg, torch # numba's matrix products run in SciPy's BLAS
+from fastcore.basics import patch
 from numba import njit
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from .models import pick_device
 from .search import Ledger, SearchResult, _run, log_cooling
 from .states import Space, _random_states
 from .surrogate import MLPSurrogate
@@ -119,7 +121,7 @@ def _settle(nets, chains, caches, live, zobrist, rule):
     for k in range(2): _guess(nets[k], chains, live, caches[k])
     for c in range(live): chains.costs[c] = _weigh(caches[0].guess[c], caches[1].guess[c], rule)
 
-# %% ../nbs/43_chains.ipynb #pick355
+# %% ../nbs/43_chains.ipynb #c024
 @njit(nogil=True, cache=True)
 def _pick(state, size, dropped, u):
     "The unit that a uniform picks among the dropped ones, or the others; size: how many are dropped."
@@ -129,7 +131,7 @@ def _pick(state, size, dropped, u):
         unit += passed <= rank
     return unit
 
-# %% ../nbs/43_chains.ipynb #c024
+# %% ../nbs/43_chains.ipynb #c027
 Best = namedtuple("Best", "costs keys states") # the best of a group since last asked, in no order
 
 def _best(n, keep): return Best(np.full(keep, np.inf), np.zeros(keep, np.uint64), np.zeros((keep, n), bool))
@@ -153,7 +155,7 @@ def _carry(net, chains, live, z):
             sign = np.float32(-1 if chains.states[c, unit] else 1)
             for j in range(z.shape[1]): z[c, j] += sign*net.first[unit, j]
 
-# %% ../nbs/43_chains.ipynb #c025
+# %% ../nbs/43_chains.ipynb #c028
 @njit(nogil=True, cache=True)
 def _flip(chains, live, zobrist): # how many
     "Carry accepted flips into the states."
@@ -167,7 +169,7 @@ def _flip(chains, live, zobrist): # how many
             flips += 1
     return flips
 
-# %% ../nbs/43_chains.ipynb #c026
+# %% ../nbs/43_chains.ipynb #c029
 @njit(nogil=True, cache=True)
 def _walk(nets, chains, caches, live, bounds, u, T, always, best, worst, zobrist, rule): # costs of the evaluated states (steps, live), accepted moves
     "Steps of annealing; u: uniforms, shape (live, steps, 2), T: temperatures, shape (live, steps)."
@@ -190,7 +192,7 @@ def _walk(nets, chains, caches, live, bounds, u, T, always, best, worst, zobrist
         accepted += _flip(chains, live, zobrist)
     return costs, accepted
 
-# %% ../nbs/43_chains.ipynb #c030
+# %% ../nbs/43_chains.ipynb #c033
 @njit(nogil=True, cache=True)
 def _temperatures(before, after, chi_0): # costs before and after each move, shape (moves, chains)
     "`initial_temperature` of each chain's uphill moves."
@@ -207,21 +209,25 @@ def _temperatures(before, after, chi_0): # costs before and after each move, sha
         found[c] = T
     return found
 
-# %% ../nbs/43_chains.ipynb #c033
+# %% ../nbs/43_chains.ipynb #c036
 class _Group:
     "Chains that share matrix products."
+    lanes = lanes
     def __init__(self, nets, rule, space, rngs, keep):
         self.fixed, self.bounds, self.rngs = (nets, rule), (space.low, space.high), rngs
         self.zobrist = np.random.default_rng(0).integers(2**64, size=space.n, dtype=np.uint64)
         self.chains, self.caches, self.keep = _chains(space.n), tuple(_caches(net) for net in nets), keep
         self.start = _random_states(space, np.stack([r.random(space.n + 1) for r in rngs]))
 
+    @property
+    def costs(self): return self.chains.costs[:len(self.rngs)].copy() # of the states where the chains stand
+
     def settle(self, live): # states and their costs
         "Go to the start."
         nets, rule = self.fixed
         self.chains.states[:len(self.start)] = self.start
         _settle(nets, self.chains, self.caches, len(self.start), self.zobrist, rule)
-        return self.start[:live], self.chains.costs[:live].copy()
+        return self.start[:live], self.costs[:live]
 
     def walk(self, live, T, always, worst): # best states, their costs, all costs (steps, live), accepted moves
         "One step for each column of T."
@@ -231,14 +237,104 @@ class _Group:
         found = np.isfinite(best.costs)
         return best.states[found], best.costs[found], costs, accepted
 
-# %% ../nbs/43_chains.ipynb #c034
+# %% ../nbs/43_chains.ipynb #c038
+class _Net:
+    "One surrogate on a device, and the inputs of its first layer, shape (lanes, h1)."
+    def __init__(self, net, device):
+        self.rows, self.start, self.w, self.b, self.last = (torch.from_numpy(x).to(device) for x in (np.vstack([net.first, -net.first]), net.start, net.w, net.b, net.last))
+        self.net, self.z, self.next = net, None, None
+
+    def settle(self, states): self.z = self.start + states.float() @ self.rows[:states.shape[1]] # exact, on the grid
+
+    def guess(self, rows): # of the table, shape (lanes,); None: no flip
+        "What the network says of each chain's neighbour."
+        self.next = self.z if rows is None else self.z + self.rows[rows]
+        y = torch.addmm(self.b, self.next.clamp_min(0), self.w).clamp_min(0)
+        said = (y @ self.last + float(self.net.end)).double()*self.net.width + self.net.low
+        return said.exp() if self.net.log else said
+
+    def carry(self, moved): self.z = torch.where(moved[:, None], self.next, self.z)
+
+# %% ../nbs/43_chains.ipynb #c039
+class _Tensors:
+    "Chains on a device, as many as there are lanes; idle ones stand still."
+    lanes = 8192
+    def __init__(self, nets, rule, space, rngs, keep, device):
+        self.nets, self.rule, self.bounds, self.rngs, self.keep, self.device = [_Net(net, device) for net in nets], rule, (space.low, space.high), rngs, keep, device
+        self.zobrist = np.random.default_rng(0).integers(2**63, size=space.n)
+        self.start = _random_states(space, np.stack([r.random(space.n + 1) for r in rngs]))
+
+    def _there(self, x): # with idle lanes
+        return torch.from_numpy(np.concatenate([x, np.zeros((self.lanes - len(x), *x.shape[1:]), x.dtype)])).to(self.device)
+
+    def _weigh(self, rows):
+        (epsilon, limit, bias, perplexity), (b, p) = self.rule, (net.guess(rows) for net in self.nets)
+        return epsilon*b/bias + (1 - epsilon)*p/perplexity + 2*(p/perplexity - limit).clamp_min(0)
+
+    @property
+    def costs(self): return self.now[:len(self.rngs)].cpu().numpy()
+
+    @torch.inference_mode()
+    def settle(self, live): # states and their costs
+        "Go to the start."
+        self.states, self.keys = self._there(self.start), self._there(np.bitwise_xor.reduce(np.where(self.start, self.zobrist, 0), 1))
+        self.dropped = self.states.sum(1)
+        for net in self.nets: net.settle(self.states)
+        self.now = self._weigh(None)
+        return self.start[:live], self.costs[:live]
+
+# %% ../nbs/43_chains.ipynb #c040
+@patch
+def _units(self:_Tensors, u): # shape (lanes,), from uniforms
+    "The units to flip: any, or at the bounds one of those that may be flipped."
+    (low, high), n = self.bounds, self.states.shape[1]
+    among = self.states == (self.dropped >= high)[:, None]
+    rank = (u*among.sum(1)).long()
+    return torch.where((low < self.dropped) & (self.dropped < high), (u*n).long(), (among.cumsum(1) <= rank[:, None]).sum(1))
+
+@patch
+def _step(self:_Tensors, pick, toss, T, always, live, zobrist): # units, which moved, costs and keys of the neighbours: (lanes,) each
+    "One step of all chains."
+    unit = self._units(pick)
+    held = self.states.gather(1, unit[:, None])[:, 0]
+    new, key = self._weigh(unit + held*self.states.shape[1]), self.keys ^ zobrist[unit]
+    moved = live if always else live & ((new <= self.now) | (toss < torch.exp(-(new - self.now)/T)))
+    for net in self.nets: net.carry(moved)
+    self.now, self.keys = torch.where(moved, new, self.now), torch.where(moved, key, self.keys)
+    self.dropped = self.dropped + moved*(1 - 2*held.long())
+    self.states = self.states.scatter(1, unit[:, None], (held ^ moved)[:, None])
+    return unit, moved, new, key
+
+# %% ../nbs/43_chains.ipynb #c042
+@patch
+@torch.inference_mode()
+def walk(self:_Tensors, live, T, always, worst): # best states, their costs, all costs (steps, live), accepted moves
+    "One step for each column of T."
+    before, u = self.states, np.empty((live, T.shape[1], 2))
+    for r, row in zip(self.rngs, u): r.random(out=row)
+    u, T, alive, zobrist = self._there(u).permute(1, 2, 0).contiguous(), self._there(T).T.contiguous(), self._there(np.ones(live, bool)), torch.from_numpy(self.zobrist).to(self.device)
+    units, moved, costs, keys = (torch.stack(x)[:, :live] for x in zip(*(self._step(*u[i], T[i], always, alive, zobrist) for i in range(len(u)))))
+    near = costs < worst
+    found, names, at = (x.cpu().numpy() for x in (costs[near], keys[near], near.nonzero()))
+    order = found.argsort(kind="stable")
+    order = order[np.sort(np.unique(names[order], return_index=True)[1])[:self.keep]]
+    states = np.array([_led(before[c], units[:i + 1, c], moved[:i, c]) for i, c in at[order]], bool).reshape(-1, before.shape[1])
+    return states, found[order], costs.cpu().numpy(), int(moved.sum())
+
+def _led(state, units, moved): # to where: the moves made, then the last unit
+    state, units, moved = (x.cpu().numpy() for x in (state, units, moved))
+    return state ^ (np.bincount(np.append(units[:-1][moved], units[-1]), minlength=len(state)) % 2).astype(bool)
+
+# %% ../nbs/43_chains.ipynb #c046
 class _Team:
     "Groups side by side, one core each, and the ledger they write to."
-    def __init__(self, groups, ledger, pool): self.groups, self.ledger, self.pool = groups, ledger, pool
+    def __init__(self, groups, ledger, pool):
+        self.groups, self.ledger, self.pool = groups, ledger, pool
+        self.first = np.cumsum([0, *(len(g.rngs) for g in groups[:-1])]).tolist() # chain of each group
 
     def _each(self, work, chains): # results of the groups of the first so many chains
-        live = [max(0, min(len(g.rngs), chains - lanes*i)) for i, g in enumerate(self.groups)]
-        found = list(self.pool.map(work, self.groups[:sum(n > 0 for n in live)], live))
+        live = [min(len(g.rngs), chains - first) for g, first in zip(self.groups, self.first) if first < chains]
+        found = list(self.pool.map(work, self.groups, live, self.first))
         for states, costs, *_ in found: self.ledger._remember(states, costs)
         return found
 
@@ -246,20 +342,20 @@ class _Team:
         "Evaluate the starts, as far as the budget goes."
         left = self.ledger.budget.left(sum(len(g.rngs) for g in self.groups))
         self.ledger.budget.spend(left)
-        return np.concatenate([np.zeros(0), *(costs for _, costs in self._each(_Group.settle, left))])
+        return np.concatenate([np.zeros(0), *(costs for _, costs in self._each(lambda g, live, first: g.settle(live), left))])
 
     def walk(self, T, always=False): # costs of whole steps (steps, chains), share of moves accepted
         "A step for each column of T, as far as the budget goes."
         chains, steps = T.shape
         full, rest = divmod(self.ledger.budget.left(T.size), chains)
-        worst, found, offset = self.ledger.costs[-1] if len(self.ledger.costs) == self.ledger.keep else np.inf, [], {id(g): lanes*i for i, g in enumerate(self.groups)}
-        part = lambda columns: lambda g, live: g.walk(live, T[offset[id(g)]:offset[id(g)] + live, columns], always, worst)
+        worst, found = self.ledger.costs[-1] if len(self.ledger.costs) == self.ledger.keep else np.inf, []
+        part = lambda columns: lambda g, live, first: g.walk(live, T[first:first + live, columns], always, worst)
         if full: found = self._each(part(slice(full)), chains)
         if rest: self._each(part(slice(full, full + 1)), rest)
         self.ledger.budget.spend(full*chains + rest)
         return (np.concatenate([f[2] for f in found], 1), sum(f[3] for f in found)/(full*chains)) if full else (np.empty((0, chains)), np.nan)
 
-# %% ../nbs/43_chains.ipynb #c036
+# %% ../nbs/43_chains.ipynb #c048
 def anneal_chains(
     surrogates,  # fitted `Surrogates`: bias, perplexity, original, weights
     space:Space, # n_l < n_u
@@ -273,6 +369,7 @@ def anneal_chains(
     keep:int=20,      # best distinct states returned
     block:int=256,    # steps between looks at the clock, rows of the trace
     rng=0,            # seed or Generator
+    device:str|None=None, # where PyTorch walks, e.g. "cuda", which wants thousands of chains; None: compiled, on the processor
     callback=None,    # called with each row of the trace
     progress:bool=False, # show a bar
 ) -> SearchResult:
@@ -282,13 +379,14 @@ def anneal_chains(
     if (n := len(nets[0].first)) != space.n: raise ValueError(f"the surrogates read states of {n} units, the space has {space.n}")
     w, original = surrogates.weights, surrogates.original
     rule = tuple(float(x) for x in (w["epsilon"], w["limit"], original["bias"], original["perplexity"]))
-    groups = [_Group(nets, rule, space, rngs[i:i + lanes], keep) for i in range(0, chains, lanes)]
+    kind, where = (_Group, []) if device is None else (_Tensors, [pick_device(device)])
+    groups = [kind(nets, rule, space, rngs[i:i + kind.lanes], keep, *where) for i in range(0, chains, kind.lanes)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, threadpool_limits(1): # in this order: the limit is torch's, too
         team = _Team(groups, Ledger(surrogates, space, budget, keep=keep), pool)
         steps = _anneal(team, chains, T0, warm_up, chi_0, cooling, block)
         return _run(team.ledger, steps, ended="states", callback=callback, progress=progress)
 
-# %% ../nbs/43_chains.ipynb #c037
+# %% ../nbs/43_chains.ipynb #c049
 def _anneal(team, chains, T0, warm_up, chi_0, cooling, block): # rows of the trace
     "Estimate temperatures, go back to the start, and cool down."
     budget, T, i = team.ledger.budget, np.full(chains, np.nan if T0 is None else T0), 0
@@ -301,6 +399,6 @@ def _anneal(team, chains, T0, warm_up, chi_0, cooling, block): # rows of the tra
     while not budget.reason:
         schedule = np.maximum(cooling(T[:, None], i + np.arange(block)), 1e-300)
         costs, accepted = team.walk(schedule, always=False)
-        current = np.concatenate([g.chains.costs[:len(g.rngs)] for g in team.groups])
+        current = np.concatenate([g.costs for g in team.groups])
         yield dict(cost=current.mean(), temperature=schedule[:, -1].mean(), accepted=accepted)
         i += block

@@ -17,7 +17,7 @@ def start(folder, notebook, *parameters, out="out.ipynb", **environment):
 
 def run(folder, notebook, *parameters, out="out.ipynb", **environment):
     "Exit code, what the notebook printed (without `out`: the notebook), and papermill's messages."
-    stdout, stderr = (process := start(folder, notebook, *parameters, out=out, **environment)).communicate(timeout=400)
+    stdout, stderr = (process := start(folder, notebook, *parameters, out=out, **environment)).communicate(timeout=900) # beside other work, Ray's workers wait for the cores
     if not out: return process.returncode, stdout, stderr
     cells = nbformat.read(folder/out, 4).cells if (folder/out).exists() else []
     return process.returncode, "\n".join(o.get("text", "") for c in cells for o in c.get("outputs", []) if o.get("name") == "stdout"), stderr

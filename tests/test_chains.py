@@ -5,11 +5,16 @@ import numpy as np, pandas as pd, pytest, torch
 
 from fairness_repair import chains
 from fairness_repair.attention_pruning import Objective, Surrogates, by_surrogate, collect, first_distinct, fit_surrogates
-from fairness_repair.chains import _Group, _layers, anneal_chains, lanes, on_grid
+from fairness_repair.chains import _Group, _Tensors, _layers, anneal_chains, lanes, on_grid
 from fairness_repair.core import Budget
-from fairness_repair.search import anneal
+from fairness_repair.search import anneal, exhaustive
 from fairness_repair.states import Space, random_states
 from fairness_repair.surrogate import MLPSurrogate, Scaling
+
+
+@pytest.fixture(autouse=True)
+def few_lanes(monkeypatch): monkeypatch.setattr(_Tensors, "lanes", lanes) # thousands only slow a processor down
+
 
 shapes = {"tiny": (16, (8, 4), (8, 4)), "gpt2": (144, (128, 64), (128, 64)), "uneven": (72, (30, 7), (129, 65)), "llama": (1024, (512, 256), (128, 64))}
 
@@ -23,40 +28,43 @@ def surrogates(n, one=(16, 8), two=(16, 8), *, limit=1.2, seed=0):
     return Surrogates(bias=bias, perplexity=perplexity, original=dict(bias=.4, perplexity=20.), weights=dict(epsilon=.5, limit=limit))
 
 
+@pytest.mark.parametrize("device", [None, "cpu"])
 @pytest.mark.parametrize("low, high", [(0, 1), (1, 5), (0, 1.), (.2, .25)])
 @pytest.mark.parametrize("name", shapes)
-def test_same_search_as_the_plain_one(name, low, high):
+def test_same_search_as_the_plain_one(name, low, high, device):
     n, one, two = shapes[name]
     both = surrogates(n, one, two)
     space = Space(n, int(low*n) if isinstance(low, float) else low, max(int(high*n) if isinstance(high, float) else high, int(low*n if isinstance(low, float) else low) + 1))
     slow = anneal(both, space, budget=2500, chains=5, rng=2, keep=6)
-    fast = anneal_chains(both, space, budget=2500, chains=5, rng=2, keep=6)
+    fast = anneal_chains(both, space, budget=2500, chains=5, rng=2, keep=6, device=device)
     np.testing.assert_allclose(fast.costs, slow.costs, atol=2e-5)
     assert (fast.candidates == slow.candidates).all(1).mean() >= .5 # equals may change places
     assert (fast.evaluated, fast.reason) == (slow.evaluated, slow.reason) == (2500, "states")
     assert all(s in space or not s.any() for s in fast.candidates)
 
 
+@pytest.mark.parametrize("kind", [_Group, lambda *args: _Tensors(*args, "cpu")], ids=["compiled", "tensors"])
 @pytest.mark.parametrize("name", shapes)
 @pytest.mark.parametrize("watched", [0, 1, 17, lanes - 1])
-def test_one_chain_of_many_is_that_chain_alone(name, watched):
+def test_one_chain_of_many_is_that_chain_alone(name, watched, kind):
     n, one, two = shapes[name]
     both = surrogates(n, one, two)
     nets, rule, space = (_layers(both.bias), _layers(both.perplexity)), (.5, 1.2, .4, 20.), Space(n, 1, n//2)
     def course(alone):
         rngs = np.random.default_rng(3).spawn(lanes)
-        group = _Group(nets, rule, space, rngs[watched:watched + 1] if alone else rngs, 5)
+        group = kind(nets, rule, space, rngs[watched:watched + 1] if alone else rngs, 5)
         live = len(group.rngs)
         group.settle(live)
         return group.walk(live, np.full((live, 400), .01), False, np.inf)[2][:, 0 if alone else watched]
     np.testing.assert_array_equal(course(True), course(False))
 
 
+@pytest.mark.parametrize("device", [None, "cpu"])
 @pytest.mark.parametrize("chains", [1, 3, lanes, 2*lanes + 5])
 @pytest.mark.parametrize("budget", [1, 7, 200, 3000, 20_001])
-def test_budget_is_kept_and_the_original_is_a_candidate(chains, budget):
+def test_budget_is_kept_and_the_original_is_a_candidate(chains, budget, device):
     both = surrogates(20)
-    found = anneal_chains(both, Space(20, 1, 6), budget=budget, chains=chains)
+    found = anneal_chains(both, Space(20, 1, 6), budget=budget, chains=chains, device=device)
     assert (found.evaluated, found.reason) == (budget, "states")
     assert found.cost <= found.original
     np.testing.assert_allclose(found.costs, both(found.candidates), atol=1e-5)
@@ -97,11 +105,10 @@ def test_sums_on_the_grid_are_exact():
     assert on_grid(np.zeros((3, 2), np.float32), np.zeros(2, np.float32))[0].sum() == 0
 
 
-def test_finds_what_enumeration_finds():
-    both = surrogates(14)
-    from fairness_repair.search import exhaustive
-    space = Space(14, 1, 5)
-    truth, found = exhaustive(both, space), anneal_chains(both, space, budget=300_000, keep=20)
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_finds_what_enumeration_finds(device):
+    both, space = surrogates(14), Space(14, 1, 5)
+    truth, found = exhaustive(both, space), anneal_chains(both, space, budget=300_000, keep=20, device=device)
     np.testing.assert_allclose(found.costs, truth.costs, atol=1e-5)
 
 
@@ -121,6 +128,8 @@ def test_bad_input():
     both = surrogates(20)
     with pytest.raises(ValueError, match="the space has 12"): anneal_chains(both, Space(12, 1, 3))
     with pytest.raises(ValueError, match="widen the bounds"): anneal_chains(both, Space(20, 3, 3))
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no GPU is available"): anneal_chains(both, Space(20, 1, 5), device="cuda")
     X = random_states(Space(20, 1, 5), 20)
     deep = Surrogates(bias=MLPSurrogate(hidden=(8, 8, 8), epochs=2).fit(X, X.sum(1)), perplexity=both.perplexity, original=both.original, weights=both.weights)
     with pytest.raises(ValueError, match="two hidden layers"): anneal_chains(deep, Space(20, 1, 5))

@@ -5,7 +5,9 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np, pytest, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fairness_repair.attention_pruning import Surrogates
 from fairness_repair.bdb import Experiment, design
+from fairness_repair.chains import anneal_chains
 from fairness_repair.generate import generate
 from fairness_repair.heads import dropped, prune
 from fairness_repair.knockout import knock_out
@@ -13,6 +15,7 @@ from fairness_repair.models import LM, load
 from fairness_repair.protocol import build_bench, protocol
 from fairness_repair.states import Space, random_states
 from fairness_repair.store import Store
+from fairness_repair.surrogate import MLPSurrogate, Scaling
 from fairness_repair.together import measure_together
 from fairness_repair.weights import Mask, masked, projections
 
@@ -59,6 +62,17 @@ def elsewhere(task, make, *args):
     carry((lm := make(*args)).model)
     with Lists(): return task(lm)
 
+def annealed(device):
+    X = random_states(Space(30, 1, 10), 100)
+    bias, perplexity = MLPSurrogate(hidden=(16, 8), epochs=9).fit(X, X[:, 0] + X.sum(1)), MLPSurrogate(hidden=(8, 8), epochs=9, scaling=Scaling(log=True)).fit(X, 20 + X.sum(1))
+    both = Surrogates(bias, perplexity, dict(bias=10., perplexity=20.), dict(epsilon=.5, limit=1.5))
+    found = anneal_chains(both, Space(30, 1, 10), budget=9000, chains=40, device=device)
+    return found.candidates, found.costs
+
+def annealed_elsewhere():
+    from elsewhere import there
+    return annealed(str(there))
+
 def mixed():
     from elsewhere import there
     return torch.zeros(2).to(there) + torch.zeros(2)
@@ -74,6 +88,9 @@ def process():
     (pruned, load, ["tiny"]), (without_weights, load, ["price-tag"]), (audited, load, ["price-tag"])])
 def test_the_device_does_not_matter(process, task, make, args):
     np.testing.assert_equal(process.submit(elsewhere, task, make, *args).result(timeout=300), task(make(*args)))
+
+
+def test_chains_walk_anywhere(process): np.testing.assert_equal(process.submit(annealed_elsewhere).result(timeout=300), annealed("cpu"))
 
 
 def test_a_tensor_left_behind_is_an_error(process):
