@@ -267,23 +267,25 @@ class _Tensors:
     def _there(self, x): # with idle lanes
         return torch.from_numpy(np.concatenate([x, np.zeros((self.lanes - len(x), *x.shape[1:]), x.dtype)])).to(self.device)
 
-    def _weigh(self, rows):
+    def _weigh(self, rows): # costs, from rows of the table
         (epsilon, limit, bias, perplexity), (b, p) = self.rule, (net.guess(rows) for net in self.nets)
         return epsilon*b/bias + (1 - epsilon)*p/perplexity + 2*(p/perplexity - limit).clamp_min(0)
 
-    @property
-    def costs(self): return self.now[:len(self.rngs)].cpu().numpy()
-
-    @torch.inference_mode()
-    def settle(self, live): # states and their costs
-        "Go to the start."
-        self.states, self.keys = self._there(self.start), self._there(np.bitwise_xor.reduce(np.where(self.start, self.zobrist, 0), 1))
-        self.dropped = self.states.sum(1)
-        for net in self.nets: net.settle(self.states)
-        self.now = self._weigh(None)
-        return self.start[:live], self.costs[:live]
-
 # %% ../nbs/43_chains.ipynb #c040
+@patch(as_prop=True)
+def costs(self:_Tensors): return self.now[:len(self.rngs)].cpu().numpy() # of the states where the chains stand
+
+@patch
+@torch.inference_mode()
+def settle(self:_Tensors, live): # states and their costs
+    "Go to the start."
+    self.states, self.keys = self._there(self.start), self._there(np.bitwise_xor.reduce(np.where(self.start, self.zobrist, 0), 1))
+    self.dropped = self.states.sum(1)
+    for net in self.nets: net.settle(self.states)
+    self.now = self._weigh(None)
+    return self.start[:live], self.costs[:live]
+
+# %% ../nbs/43_chains.ipynb #c041
 @patch
 def _units(self:_Tensors, u): # shape (lanes,), from uniforms
     "The units to flip: any, or at the bounds one of those that may be flipped."
@@ -292,6 +294,7 @@ def _units(self:_Tensors, u): # shape (lanes,), from uniforms
     rank = (u*among.sum(1)).long()
     return torch.where((low < self.dropped) & (self.dropped < high), (u*n).long(), (among.cumsum(1) <= rank[:, None]).sum(1))
 
+# %% ../nbs/43_chains.ipynb #c042
 @patch
 def _step(self:_Tensors, pick, toss, T, always, live, zobrist): # units, which moved, costs and keys of the neighbours: (lanes,) each
     "One step of all chains."
@@ -305,7 +308,7 @@ def _step(self:_Tensors, pick, toss, T, always, live, zobrist): # units, which m
     self.states = self.states.scatter(1, unit[:, None], (held ^ moved)[:, None])
     return unit, moved, new, key
 
-# %% ../nbs/43_chains.ipynb #c042
+# %% ../nbs/43_chains.ipynb #c044
 @patch
 @torch.inference_mode()
 def walk(self:_Tensors, live, T, always, worst): # best states, their costs, all costs (steps, live), accepted moves
@@ -325,7 +328,7 @@ def _led(state, units, moved): # to where: the moves made, then the last unit
     state, units, moved = (x.cpu().numpy() for x in (state, units, moved))
     return state ^ (np.bincount(np.append(units[:-1][moved], units[-1]), minlength=len(state)) % 2).astype(bool)
 
-# %% ../nbs/43_chains.ipynb #c046
+# %% ../nbs/43_chains.ipynb #c048
 class _Team:
     "Groups side by side, one core each, and the ledger they write to."
     def __init__(self, groups, ledger, pool):
@@ -355,7 +358,7 @@ class _Team:
         self.ledger.budget.spend(full*chains + rest)
         return (np.concatenate([f[2] for f in found], 1), sum(f[3] for f in found)/(full*chains)) if full else (np.empty((0, chains)), np.nan)
 
-# %% ../nbs/43_chains.ipynb #c048
+# %% ../nbs/43_chains.ipynb #c050
 def anneal_chains(
     surrogates,  # fitted `Surrogates`: bias, perplexity, original, weights
     space:Space, # n_l < n_u
@@ -386,7 +389,7 @@ def anneal_chains(
         steps = _anneal(team, chains, T0, warm_up, chi_0, cooling, block)
         return _run(team.ledger, steps, ended="states", callback=callback, progress=progress)
 
-# %% ../nbs/43_chains.ipynb #c049
+# %% ../nbs/43_chains.ipynb #c051
 def _anneal(team, chains, T0, warm_up, chi_0, cooling, block): # rows of the trace
     "Estimate temperatures, go back to the start, and cool down."
     budget, T, i = team.ledger.budget, np.full(chains, np.nan if T0 is None else T0), 0
