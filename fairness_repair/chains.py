@@ -210,34 +210,43 @@ def _temperatures(before, after, chi_0): # costs before and after each move, sha
     return found
 
 # %% ../nbs/43_chains.ipynb #c036
-class _Group:
+class _Walkers:
+    "Chains, each with a random stream of its own."
+    def __init__(self, rule, space, rngs, keep):
+        self.rule, self.bounds, self.rngs, self.keep = rule, (space.low, space.high), rngs, keep
+        self.zobrist = np.random.default_rng(0).integers(2**64, size=space.n, dtype=np.uint64)
+        self.start = _random_states(space, np.stack([r.random(space.n + 1) for r in rngs]))
+
+    def uniforms(self, live, steps): # shape (live, steps, 2)
+        u = np.empty((live, steps, 2))
+        for r, row in zip(self.rngs, u): r.random(out=row)
+        return u
+
+# %% ../nbs/43_chains.ipynb #c037
+class _Group(_Walkers):
     "Chains that share matrix products."
     lanes = lanes
-    def __init__(self, nets, rule, space, rngs, keep):
-        self.fixed, self.bounds, self.rngs = (nets, rule), (space.low, space.high), rngs
-        self.zobrist = np.random.default_rng(0).integers(2**64, size=space.n, dtype=np.uint64)
-        self.chains, self.caches, self.keep = _chains(space.n), tuple(_caches(net) for net in nets), keep
-        self.start = _random_states(space, np.stack([r.random(space.n + 1) for r in rngs]))
+    def __init__(self, nets, *args):
+        super().__init__(*args)
+        self.nets, self.chains, self.caches = nets, _chains(len(self.zobrist)), tuple(_caches(net) for net in nets)
 
     @property
     def costs(self): return self.chains.costs[:len(self.rngs)].copy() # of the states where the chains stand
 
     def settle(self, live): # states and their costs
         "Go to the start."
-        nets, rule = self.fixed
         self.chains.states[:len(self.start)] = self.start
-        _settle(nets, self.chains, self.caches, len(self.start), self.zobrist, rule)
+        _settle(self.nets, self.chains, self.caches, len(self.start), self.zobrist, self.rule)
         return self.start[:live], self.costs[:live]
 
     def walk(self, live, T, always, worst): # best states, their costs, all costs (steps, live), accepted moves
         "One step for each column of T."
-        (nets, rule), best, u = self.fixed, _best(len(self.zobrist), self.keep), np.empty((live, T.shape[1], 2))
-        for r, row in zip(self.rngs, u): r.random(out=row)
-        costs, accepted = _walk(nets, self.chains, self.caches, live, self.bounds, u, T, always, best, worst, self.zobrist, rule)
+        best, u = _best(len(self.zobrist), self.keep), self.uniforms(live, T.shape[1])
+        costs, accepted = _walk(self.nets, self.chains, self.caches, live, self.bounds, u, T, always, best, worst, self.zobrist, self.rule)
         found = np.isfinite(best.costs)
         return best.states[found], best.costs[found], costs, accepted
 
-# %% ../nbs/43_chains.ipynb #c038
+# %% ../nbs/43_chains.ipynb #c039
 class _Net:
     "One surrogate on a device, and the inputs of its first layer, shape (lanes, h1)."
     def __init__(self, net, device):
@@ -255,14 +264,15 @@ class _Net:
 
     def carry(self, moved): self.z = torch.where(moved[:, None], self.next, self.z)
 
-# %% ../nbs/43_chains.ipynb #c039
-class _Tensors:
+# %% ../nbs/43_chains.ipynb #c040
+class _Tensors(_Walkers):
     "Chains on a device, as many as there are lanes; idle ones stand still."
     lanes = 8192
-    def __init__(self, nets, rule, space, rngs, keep, device):
-        self.nets, self.rule, self.bounds, self.rngs, self.keep, self.device = [_Net(net, device) for net in nets], rule, (space.low, space.high), rngs, keep, device
-        self.zobrist = np.random.default_rng(0).integers(2**63, size=space.n)
-        self.start = _random_states(space, np.stack([r.random(space.n + 1) for r in rngs]))
+    def __init__(self, nets, *args, device):
+        super().__init__(*args)
+        self.nets, self.device = [_Net(net, device) for net in nets], device
+        self.zobrist = self.zobrist.view(np.int64) # PyTorch's exclusive or knows no unsigned numbers
+        self.names = torch.from_numpy(self.zobrist).to(device)
 
     def _there(self, x): # with idle lanes
         return torch.from_numpy(np.concatenate([x, np.zeros((self.lanes - len(x), *x.shape[1:]), x.dtype)])).to(self.device)
@@ -271,7 +281,7 @@ class _Tensors:
         (epsilon, limit, bias, perplexity), (b, p) = self.rule, (net.guess(rows) for net in self.nets)
         return epsilon*b/bias + (1 - epsilon)*p/perplexity + 2*(p/perplexity - limit).clamp_min(0)
 
-# %% ../nbs/43_chains.ipynb #c040
+# %% ../nbs/43_chains.ipynb #c041
 @patch(as_prop=True)
 def costs(self:_Tensors): return self.now[:len(self.rngs)].cpu().numpy() # of the states where the chains stand
 
@@ -285,7 +295,7 @@ def settle(self:_Tensors, live): # states and their costs
     self.now = self._weigh(None)
     return self.start[:live], self.costs[:live]
 
-# %% ../nbs/43_chains.ipynb #c041
+# %% ../nbs/43_chains.ipynb #c042
 @patch
 def _units(self:_Tensors, u): # shape (lanes,), from uniforms
     "The units to flip: any, or at the bounds one of those that may be flipped."
@@ -294,13 +304,13 @@ def _units(self:_Tensors, u): # shape (lanes,), from uniforms
     rank = (u*among.sum(1)).long()
     return torch.where((low < self.dropped) & (self.dropped < high), (u*n).long(), (among.cumsum(1) <= rank[:, None]).sum(1))
 
-# %% ../nbs/43_chains.ipynb #c042
+# %% ../nbs/43_chains.ipynb #c043
 @patch
-def _step(self:_Tensors, pick, toss, T, always, live, zobrist): # units, which moved, costs and keys of the neighbours: (lanes,) each
+def _step(self:_Tensors, pick, toss, T, always, live): # units, which moved, costs and keys of the neighbours: (lanes,) each
     "One step of all chains."
     unit = self._units(pick)
     held = self.states.gather(1, unit[:, None])[:, 0]
-    new, key = self._weigh(unit + held*self.states.shape[1]), self.keys ^ zobrist[unit]
+    new, key = self._weigh(unit + held*self.states.shape[1]), self.keys ^ self.names[unit]
     moved = live if always else live & ((new <= self.now) | (toss < torch.exp(-(new - self.now)/T)))
     for net in self.nets: net.carry(moved)
     self.now, self.keys = torch.where(moved, new, self.now), torch.where(moved, key, self.keys)
@@ -308,27 +318,27 @@ def _step(self:_Tensors, pick, toss, T, always, live, zobrist): # units, which m
     self.states = self.states.scatter(1, unit[:, None], (held ^ moved)[:, None])
     return unit, moved, new, key
 
-# %% ../nbs/43_chains.ipynb #c044
+# %% ../nbs/43_chains.ipynb #c045
 @patch
 @torch.inference_mode()
 def walk(self:_Tensors, live, T, always, worst): # best states, their costs, all costs (steps, live), accepted moves
     "One step for each column of T."
-    before, u = self.states, np.empty((live, T.shape[1], 2))
-    for r, row in zip(self.rngs, u): r.random(out=row)
-    u, T, alive, zobrist = self._there(u).permute(1, 2, 0).contiguous(), self._there(T).T.contiguous(), self._there(np.ones(live, bool)), torch.from_numpy(self.zobrist).to(self.device)
-    units, moved, costs, keys = (torch.stack(x)[:, :live] for x in zip(*(self._step(*u[i], T[i], always, alive, zobrist) for i in range(len(u)))))
+    before, alive = self.states, self._there(np.ones(live, bool))
+    u, T = self._there(self.uniforms(live, T.shape[1])).permute(1, 2, 0).contiguous(), self._there(T).T.contiguous()
+    units, moved, costs, keys = (torch.stack(x)[:, :live] for x in zip(*(self._step(*u[i], T[i], always, alive) for i in range(len(u)))))
     near = costs < worst
     found, names, at = (x.cpu().numpy() for x in (costs[near], keys[near], near.nonzero()))
     order = found.argsort(kind="stable")
     order = order[np.sort(np.unique(names[order], return_index=True)[1])[:self.keep]]
-    states = np.array([_led(before[c], units[:i + 1, c], moved[:i, c]) for i, c in at[order]], bool).reshape(-1, before.shape[1])
-    return states, found[order], costs.cpu().numpy(), int(moved.sum())
+    steps, chains = at[order].T
+    states = [_led(*way) for way in zip(steps, *(x.cpu().numpy() for x in (before[chains], units.T[chains], moved.T[chains])))]
+    return np.array(states, bool).reshape(-1, before.shape[1]), found[order], costs.cpu().numpy(), int(moved.sum())
 
-def _led(state, units, moved): # to where: the moves made, then the last unit
-    state, units, moved = (x.cpu().numpy() for x in (state, units, moved))
-    return state ^ (np.bincount(np.append(units[:-1][moved], units[-1]), minlength=len(state)) % 2).astype(bool)
+def _led(step, state, units, moved): # to where: by the moves before a step, then by its unit
+    flips = np.append(units[:step][moved[:step]], units[step])
+    return state ^ (np.bincount(flips, minlength=len(state)) % 2).astype(bool)
 
-# %% ../nbs/43_chains.ipynb #c048
+# %% ../nbs/43_chains.ipynb #c049
 class _Team:
     "Groups side by side, one core each, and the ledger they write to."
     def __init__(self, groups, ledger, pool):
@@ -358,7 +368,7 @@ class _Team:
         self.ledger.budget.spend(full*chains + rest)
         return (np.concatenate([f[2] for f in found], 1), sum(f[3] for f in found)/(full*chains)) if full else (np.empty((0, chains)), np.nan)
 
-# %% ../nbs/43_chains.ipynb #c050
+# %% ../nbs/43_chains.ipynb #c051
 def anneal_chains(
     surrogates,  # fitted `Surrogates`: bias, perplexity, original, weights
     space:Space, # n_l < n_u
@@ -382,14 +392,14 @@ def anneal_chains(
     if (n := len(nets[0].first)) != space.n: raise ValueError(f"the surrogates read states of {n} units, the space has {space.n}")
     w, original = surrogates.weights, surrogates.original
     rule = tuple(float(x) for x in (w["epsilon"], w["limit"], original["bias"], original["perplexity"]))
-    kind, where = (_Group, []) if device is None else (_Tensors, [pick_device(device)])
-    groups = [kind(nets, rule, space, rngs[i:i + kind.lanes], keep, *where) for i in range(0, chains, kind.lanes)]
+    kind, where = (_Group, {}) if device is None else (_Tensors, dict(device=pick_device(device)))
+    groups = [kind(nets, rule, space, rngs[i:i + kind.lanes], keep, **where) for i in range(0, chains, kind.lanes)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, threadpool_limits(1): # in this order: the limit is torch's, too
         team = _Team(groups, Ledger(surrogates, space, budget, keep=keep), pool)
         steps = _anneal(team, chains, T0, warm_up, chi_0, cooling, block)
         return _run(team.ledger, steps, ended="states", callback=callback, progress=progress)
 
-# %% ../nbs/43_chains.ipynb #c051
+# %% ../nbs/43_chains.ipynb #c052
 def _anneal(team, chains, T0, warm_up, chi_0, cooling, block): # rows of the trace
     "Estimate temperatures, go back to the start, and cool down."
     budget, T, i = team.ledger.budget, np.full(chains, np.nan if T0 is None else T0), 0

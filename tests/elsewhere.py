@@ -1,5 +1,6 @@
 "A second device, in imitation: it computes on the processor but, like a GPU, takes no tensor from there, unless to copy it or as an index."
 import torch
+from torch import library
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -35,12 +36,11 @@ def compute(op, *args, **kwargs):
     asked = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.device)]
     if asked and asked[0] != there: return found
     written = [x for x, about in zip(args, op._schema.arguments) if about.alias_info is not None and about.alias_info.is_write]
-    if written and type(written[0]) is Elsewhere and written[0].shape == written[0].inner.shape: return written[0]
-    return tree_map(outside, found)
+    return written[0] if written else tree_map(outside, found)
 
 
-everything = torch.library.Library("_", "IMPL")
-everything.fallback(compute, dispatch_key="PrivateUse1")
+every_operation = library.Library("_", "IMPL")
+every_operation.fallback(compute, dispatch_key="PrivateUse1")
 
 
 class Lists(TorchFunctionMode):

@@ -1,5 +1,6 @@
 "Fast annealing of surrogates against the plain one: network sizes, bounds, budgets, threads, and one chain of many."
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np, pandas as pd, pytest, torch
 
@@ -43,7 +44,7 @@ def test_same_search_as_the_plain_one(name, low, high, device):
     assert all(s in space or not s.any() for s in fast.candidates)
 
 
-@pytest.mark.parametrize("kind", [_Group, lambda *args: _Tensors(*args, "cpu")], ids=["compiled", "tensors"])
+@pytest.mark.parametrize("kind", [_Group, partial(_Tensors, device="cpu")], ids=["compiled", "tensors"])
 @pytest.mark.parametrize("name", shapes)
 @pytest.mark.parametrize("watched", [0, 1, 17, lanes - 1])
 def test_one_chain_of_many_is_that_chain_alone(name, watched, kind):

@@ -56,7 +56,7 @@ def audited(lm):
     return [experiment.answers(kind, strategy)["value"].to_numpy() for kind, strategy in (("weights", "original"), ("weights", "prompt-specific"), ("heads", "prompt-specific"))], experiment.without_head(1)
 
 
-def elsewhere(task, make, *args):
+def done_elsewhere(task, make, *args):
     "What a task gives with the model on a device that PyTorch learns of in this process."
     from elsewhere import Lists, carry
     carry((lm := make(*args)).model)
@@ -87,7 +87,7 @@ def process():
     (measured, load, ["tiny"]), (measured, llama, []), (sampled, llama, []), (together, load, ["tiny"]), (together, llama, []), (scanned, load, ["tiny"]), (scanned, llama, []),
     (pruned, load, ["tiny"]), (without_weights, load, ["price-tag"]), (audited, load, ["price-tag"])])
 def test_the_device_does_not_matter(process, task, make, args):
-    np.testing.assert_equal(process.submit(elsewhere, task, make, *args).result(timeout=300), task(make(*args)))
+    np.testing.assert_equal(process.submit(done_elsewhere, task, make, *args).result(timeout=300), task(make(*args)))
 
 
 def test_chains_walk_anywhere(process): np.testing.assert_equal(process.submit(annealed_elsewhere).result(timeout=300), annealed("cpu"))
