@@ -45,10 +45,10 @@ test: setup
 
 # two halves, one core each: tests that run notebooks and commands, and all others
 pytest_runs:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST) tests/test_r*.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST) tests/app tests/notebooks
 
 pytest_parts:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST) --ignore-glob='*/test_r*.py'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST) --ignore=tests/app --ignore=tests/notebooks
 
 docs: setup
 	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb

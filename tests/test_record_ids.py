@@ -7,12 +7,12 @@ from importlib import metadata
 
 import numpy as np, pytest
 
-from fairness_repair.attention_pruning import Fractions, Objective, propose
-from fairness_repair.bdb import Experiment, design
+from fairness_repair.pruning.attention_pruning import Fractions, Objective, propose
+from fairness_repair.name_bias.bdb import Experiment, design
 from fairness_repair.core import paths
-from fairness_repair.models import load
-from fairness_repair.neufair import questions
-from fairness_repair.protocol import build_bench, build_benches, protocol
+from fairness_repair.language.models import load
+from fairness_repair.tabular.neufair import questions
+from fairness_repair.pruning.experiment import build_bench, build_benches, protocol
 from fairness_repair.states import Space
 from fairness_repair.store import Store, protocol_id
 

@@ -1,0 +1,136 @@
+"Fast annealing of surrogates against the plain one: network sizes, bounds, budgets, threads, and one chain of many."
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np, pandas as pd, pytest, torch
+
+from fairness_repair.pruning import surrogate_annealing as chains
+from fairness_repair.pruning.attention_pruning import Objective, Surrogates, by_surrogate, collect, first_distinct, fit_surrogates
+from fairness_repair.pruning.surrogate_annealing import _Group, _Tensors, _layers, anneal_chains, lanes, on_grid
+from fairness_repair.core import Budget
+from fairness_repair.search import anneal, exhaustive
+from fairness_repair.states import Space, random_states
+from fairness_repair.pruning.surrogates import MLPSurrogate, Scaling
+
+
+@pytest.fixture(autouse=True)
+def few_lanes(monkeypatch): monkeypatch.setattr(_Tensors, "lanes", lanes) # thousands only slow a processor down
+
+
+shapes = {"tiny": (16, (8, 4), (8, 4)), "gpt2": (144, (128, 64), (128, 64)), "uneven": (72, (30, 7), (129, 65)), "llama": (1024, (512, 256), (128, 64))}
+
+
+def surrogates(n, one=(16, 8), two=(16, 8), *, limit=1.2, seed=0):
+    rng = np.random.default_rng(seed)
+    X = random_states(Space(n, 1, max(2, n//3)), 120, rng=rng)
+    pull = rng.normal(size=n)/n
+    bias = MLPSurrogate(hidden=one, epochs=8).fit(X, .4 + X @ pull)
+    perplexity = MLPSurrogate(hidden=two, epochs=8, scaling=Scaling(log=True, top=.95)).fit(X, 20*np.exp(X.sum(1)/n))
+    return Surrogates(bias=bias, perplexity=perplexity, original=dict(bias=.4, perplexity=20.), weights=dict(epsilon=.5, limit=limit))
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("low, high", [(0, 1), (1, 5), (0, 1.), (.2, .25)])
+@pytest.mark.parametrize("name", shapes)
+def test_same_search_as_the_plain_one(name, low, high, device):
+    n, one, two = shapes[name]
+    both = surrogates(n, one, two)
+    space = Space(n, int(low*n) if isinstance(low, float) else low, max(int(high*n) if isinstance(high, float) else high, int(low*n if isinstance(low, float) else low) + 1))
+    slow = anneal(both, space, budget=2500, chains=5, rng=2, keep=6)
+    fast = anneal_chains(both, space, budget=2500, chains=5, rng=2, keep=6, device=device)
+    np.testing.assert_allclose(fast.costs, slow.costs, atol=2e-5)
+    assert (fast.candidates == slow.candidates).all(1).mean() >= .5 # equals may change places
+    assert (fast.evaluated, fast.reason) == (slow.evaluated, slow.reason) == (2500, "states")
+    assert all(s in space or not s.any() for s in fast.candidates)
+
+
+@pytest.mark.parametrize("kind", [_Group, partial(_Tensors, device="cpu")], ids=["compiled", "tensors"])
+@pytest.mark.parametrize("name", shapes)
+@pytest.mark.parametrize("watched", [0, 1, 17, lanes - 1])
+def test_one_chain_of_many_is_that_chain_alone(name, watched, kind):
+    n, one, two = shapes[name]
+    both = surrogates(n, one, two)
+    nets, rule, space = (_layers(both.bias), _layers(both.perplexity)), (.5, 1.2, .4, 20.), Space(n, 1, n//2)
+    def course(alone):
+        rngs = np.random.default_rng(3).spawn(lanes)
+        group = kind(nets, rule, space, rngs[watched:watched + 1] if alone else rngs, 5)
+        live = len(group.rngs)
+        group.settle(live)
+        return group.walk(live, np.full((live, 400), .01), False, np.inf)[2][:, 0 if alone else watched]
+    np.testing.assert_array_equal(course(True), course(False))
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("chains", [1, 3, lanes, 2*lanes + 5])
+@pytest.mark.parametrize("budget", [1, 7, 200, 3000, 20_001])
+def test_budget_is_kept_and_the_original_is_a_candidate(chains, budget, device):
+    both = surrogates(20)
+    found = anneal_chains(both, Space(20, 1, 6), budget=budget, chains=chains, device=device)
+    assert (found.evaluated, found.reason) == (budget, "states")
+    assert found.cost <= found.original
+    np.testing.assert_allclose(found.costs, both(found.candidates), atol=1e-5)
+    assert len(np.unique(found.candidates, axis=0)) == len(found.candidates)
+
+
+def test_threads_change_nothing_but_the_time(monkeypatch):
+    both, before, found, pools = surrogates(60, (32, 16), (32, 16)), torch.get_num_threads(), [], []
+    monkeypatch.setattr(chains, "ThreadPoolExecutor", lambda n: pools.append(n) or ThreadPoolExecutor(n))
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(anneal_chains(both, Space(60, 1, 20), budget=60_000, chains=5*lanes, rng=4))
+    finally: torch.set_num_threads(before)
+    assert pools == [1, 2, 3]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.candidates, found[0].candidates)
+        np.testing.assert_array_equal(other.costs, found[0].costs)
+
+
+def test_a_budget_of_seconds_and_an_interrupt():
+    both = surrogates(20)
+    found = anneal_chains(both, Space(20, 1, 6), budget=Budget(seconds=.3))
+    assert found.reason == "seconds" and found.seconds < 5
+    def stop(row): raise KeyboardInterrupt
+    stopped = anneal_chains(both, Space(20, 1, 6), budget=10**9, callback=stop)
+    assert stopped.reason == "interrupted" and stopped.cost <= stopped.original
+
+
+def test_sums_on_the_grid_are_exact():
+    rng = np.random.default_rng(0)
+    weights, bias = on_grid(rng.normal(size=(1024, 64)).astype(np.float32), rng.normal(size=64).astype(np.float32))
+    z, state = bias.copy(), np.zeros(1024, bool)
+    for i in rng.integers(1024, size=20_000):
+        z += -weights[i] if state[i] else weights[i]
+        state[i] ^= True
+    np.testing.assert_array_equal(z, (bias.astype(float) + weights[state].astype(float).sum(0)).astype(np.float32))
+    assert on_grid(np.zeros((3, 2), np.float32), np.zeros(2, np.float32))[0].sum() == 0
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_finds_what_enumeration_finds(device):
+    both, space = surrogates(14), Space(14, 1, 5)
+    truth, found = exhaustive(both, space), anneal_chains(both, space, budget=300_000, keep=20, device=device)
+    np.testing.assert_allclose(found.costs, truth.costs, atol=1e-5)
+
+
+def test_attention_pruning_finds_the_same_candidates_either_way():
+    def made_up(states):
+        s = np.asarray(states, float)
+        return pd.DataFrame(dict(bias=.4 - .1*s[:, 2] - .25*s[:, 0]*s[:, 1], perplexity=20*np.exp(.02*s.sum(1) + .3*s[:, 4]*s[:, 5])))
+    objective, space = Objective(made_up, free=np.ones(12)), Space(12, 1, 6)
+    found = by_surrogate(objective, space, samples=100, keep=12, steps=32_000)
+    sampled = collect(objective, space, budget=100)
+    surrogates = fit_surrogates(objective, sampled)
+    slow = anneal(surrogates, space, budget=64*2000, chains=64, keep=24)
+    np.testing.assert_allclose(surrogates(found), surrogates(first_distinct([sampled[:3], slow.candidates], 12)), atol=1e-5)
+
+
+def test_bad_input():
+    both = surrogates(20)
+    with pytest.raises(ValueError, match="the space has 12"): anneal_chains(both, Space(12, 1, 3))
+    with pytest.raises(ValueError, match="widen the bounds"): anneal_chains(both, Space(20, 3, 3))
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no GPU is available"): anneal_chains(both, Space(20, 1, 5), device="cuda")
+    X = random_states(Space(20, 1, 5), 20)
+    deep = Surrogates(bias=MLPSurrogate(hidden=(8, 8, 8), epochs=2).fit(X, X.sum(1)), perplexity=both.perplexity, original=both.original, weights=both.weights)
+    with pytest.raises(ValueError, match="two hidden layers"): anneal_chains(deep, Space(20, 1, 5))

@@ -1,0 +1,119 @@
+"Tables: the authors' files give the authors' splits, and a table of one's own is refused for the right reason."
+import gzip, hashlib, os
+
+import numpy as np, pandas as pd, pytest
+
+from fairness_repair.core import fetch, paths, registry
+from fairness_repair.tabular.tables import adult_columns, bank_table, compas_table, data_sets, load_table, read_adult, read_table, settings
+
+needs_data = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="FAIRNESS_REPAIR_DATA is unset: the tables would be downloaded")
+
+
+def test_embedded_adult_is_the_registered_content():
+    content = gzip.decompress((paths.data/"adult"/"adult.data.gz").read_bytes())
+    assert hashlib.sha256(content).hexdigest() == "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d", "not UCI's adult.data"
+
+
+@needs_data
+def test_embedded_adult_is_the_authors_file_row_by_row():
+    theirs = pd.read_csv(fetch("tabular/neufair_adult.csv"))
+    theirs.columns = adult_columns
+    pd.testing.assert_frame_equal(read_adult(), theirs)
+
+
+@needs_data
+@pytest.mark.parametrize("setting", [*settings, ("compas-noleak", "sex")], ids="-".join)
+def test_setting(setting):
+    rows, features, groups = {"adult": (32561, 34, 2), "compas": (7214, 12, 2), "compas-noleak": (7214, 10, 2), "bank": (45211, 32, 2),
+                              "default": (30000, 30, 2), "meps16": (15675, 138, 2)}[setting[0]]
+    table = load_table(*setting, seed=2863102059)
+    assert table.X.shape == (rows, features) and table.X.dtype == np.float32
+    assert len(table.groups) == groups == len(set(table.groups)) and len(table.columns) == features
+    assert sorted(np.concatenate(list(table.rows.values()))) == list(range(rows))
+    assert (table.group == -1).any() == (setting[0] == "bank")
+
+
+@needs_data
+def test_bank_compares_the_ages_that_the_names_say():
+    ages, (values, groups) = pd.read_csv(fetch("tabular/neufair_bank-full.csv"), sep=";")["age"], bank_table().protected["age"]
+    assert {g: (ages[values == g].min(), ages[values == g].max()) for g in groups} == {"18-25": (18, 25), "42-48": (42, 48)}
+
+
+@needs_data
+def test_compas_columns_are_what_they_are_called():
+    "Every defendant with the label was charged again; the names of the groups agree with ProPublica's table."
+    compas = compas_table()
+    assert (compas.features.loc[compas.y, "charged again"] == 1).all()
+    known = os.path.join(os.environ["FAIRNESS_REPAIR_DATA"], "tabular", "compas-two-years-nonames.csv.gz")
+    if not os.path.exists(known): pytest.skip("ProPublica's table is not in FAIRNESS_REPAIR_DATA")
+    theirs = pd.read_csv(known)
+    assert (theirs["two_year_recid"] == compas.y).all()
+    assert (theirs["sex"].str.lower() == compas.protected["sex"][0]).all()
+    assert (theirs["race"].eq("Caucasian") == compas.protected["race"][0].eq("Caucasian")).all()
+    for ours, name in {"juvenile felonies": "juv_fel_count", "decile score": "decile_score", "priors": "priors_count", "charged again": "is_recid",
+                       "charged again, violent": "is_violent_recid", "violence decile score": "v_decile_score"}.items():
+        assert np.allclose(compas.features[ours], (theirs[name] - theirs[name].min())/np.ptp(theirs[name])), ours
+
+
+def test_meps_without_its_file_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIRNESS_REPAIR_DATA", str(tmp_path))
+    monkeypatch.setenv("FAIRNESS_REPAIR_CACHE", str(tmp_path/"cache"))
+    with pytest.raises(FileNotFoundError, match="MEPSDataset21.*FAIRNESS_REPAIR_DATA"): load_table("meps16")
+
+
+def test_every_setting_has_a_data_set_and_registered_files():
+    assert {name for name, _ in settings} <= set(data_sets)
+    assert {f"tabular/neufair_{n}" for n in ("adult.csv", "bank-full.csv", "compas", "UCI_Credit_Card.csv")} <= set(registry())
+
+
+@pytest.fixture
+def people():
+    rng = np.random.default_rng(0)
+    n = 300
+    return pd.DataFrame(dict(age=rng.integers(18, 70, n), city=rng.choice(["Rome", "Oslo", "Cairo"], n), sex=rng.choice(["F", "M"], n),
+                             member=rng.random(n) < .5, paid=rng.choice([0, 1], n), when=pd.date_range("2020-01-01", periods=n)))
+
+
+given = dict(label="paid", positive=1, protected="sex", drop=["when"])
+
+
+def test_file_kinds_agree(people, tmp_path):
+    people.drop(columns="when").to_csv(tmp_path/"people.csv", index=False)
+    people.drop(columns="when").to_csv(tmp_path/"people.csv.gz", index=False)
+    people.to_parquet(tmp_path/"people.parquet")
+    expected = read_table(people, **given)
+    assert expected.columns == ("age", "member", "city=Oslo", "city=Rome", "sex=M")
+    for name, drop in (("people.csv", ()), ("people.csv.gz", ()), ("people.parquet", "when")):
+        found = read_table(tmp_path/name, **given | dict(drop=drop))
+        assert found.name == "people" and (found.X == expected.X).all() and (found.y == expected.y).all() and (found.group == expected.group).all()
+
+
+def test_text_positive_reaches_a_number(people):
+    "From a command line every value is text."
+    assert (read_table(people, **given | dict(positive="1")).y == (people.paid == 1)).all()
+
+
+@pytest.mark.parametrize("change, more, error, words", [
+    (dict(), dict(drop=()), ValueError, "'when' holds dates"),
+    (dict(), dict(protected="gender"), KeyError, "unknown column of table 'gender'"),
+    (dict(), dict(drop=["whn"]), KeyError, "Did you mean 'when'"),
+    (dict(), dict(positive=2), ValueError, "Known: "),
+    (dict(paid=1), dict(), ValueError, "has 1 values"),
+    (dict(paid=range(300)), dict(), ValueError, "has 300 values"),
+    (dict(sex="F"), dict(), ValueError, "only one group"),
+    (dict(sex=["F"]*299 + ["M"]), dict(), ValueError, "group 'M' has no"),
+    (dict(age=[np.nan]*3 + [40.]*297), dict(), ValueError, "3 rows have missing or infinite values, in age"),
+    (dict(age=[np.inf] + [40.]*299), dict(), ValueError, "1 rows have missing"),
+    (dict(city=[f"c{i}" for i in range(300)]), dict(), ValueError, "has 300 different texts"),
+    (dict(), dict(protected="age"), ValueError, "name those to compare"),
+    (dict(), dict(groups=["F", "m"]), ValueError, "unknown value of 'sex' 'm'"),
+    (dict(), dict(seed=-1), ValueError, "seed = -1"),
+])
+def test_bad_input_is_one_clear_line(people, change, more, error, words):
+    with pytest.raises(error) as caught: read_table(people.assign(**change), **given | more)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="give a .csv or .parquet file"): read_table(tmp_path/"people.xlsx", **given)
+    with pytest.raises(FileNotFoundError, match="people.csv"): read_table(tmp_path/"people.csv", **given)
