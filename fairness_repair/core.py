@@ -150,7 +150,7 @@ def fetch(
 # %% ../nbs/00_core.ipynb #c024b
 def pick_device(
     device:str|None=None, # e.g. "cpu", "cuda", "cuda:1"; None: a GPU if there is one
-) -> "torch.device":
+) -> object: # a `torch.device`
     "Return the requested device, or refuse one that this machine does not have."
     import torch # here, not at the top: reading tables and stores must not load torch
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
