@@ -61,7 +61,7 @@ def unknown(
 # %% ../nbs/00_core.ipynb #c014
 def registry() -> dict: # name -> row of data/registry.csv
     "The files that can be fetched."
-    with open(paths.data/"registry.csv", newline="") as f: return {row["name"]: row for row in csv.DictReader(f)}
+    with open(paths.data/"registry.csv", newline="", encoding="utf-8") as f: return {row["name"]: row for row in csv.DictReader(f)}
 
 # %% ../nbs/00_core.ipynb #c016
 def sha256(path:Path, # any file
@@ -187,7 +187,7 @@ def git_commit() -> str: # short hash, "+" behind it if the tree had changes, "u
 # %% ../nbs/00_core.ipynb #c035
 def _processor() -> str:
     "The processor's name as the system gives it."
-    try: return re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]
+    try: return re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))[1]
     except (OSError, TypeError): return platform.processor() or platform.machine()
 
 def hardware() -> str: # one line

@@ -354,7 +354,7 @@ def read_truth(
     lm:LM, # price-tag
 ) -> dict: # route, or "common" for what works for all names -> `Mask`
     "Which weights were planted."
-    record = json.loads((paths.data/name/"truth.json").read_text())
+    record = json.loads((paths.data/name/"truth.json").read_text(encoding="utf-8"))
     return {route: Mask({n: s.shape for n, s in projections(lm).items()}, of) for route, of in record["planted"].items()}
 
 # %% ../../nbs/name_bias/05_price_tag.ipynb #c056

@@ -257,4 +257,4 @@ def load_mask(
     "The mask that lies beside a repaired model."
     path = Path(folder)/"mask.json"
     if not path.exists(): raise ValueError(f"no {path.name} in {folder}: not a folder that save_masked has finished")
-    return Mask(json.loads(path.read_text())["shapes"], load_file(path.with_suffix(".safetensors")))
+    return Mask(json.loads(path.read_text(encoding="utf-8"))["shapes"], load_file(path.with_suffix(".safetensors")))
