@@ -346,7 +346,7 @@ def build(
     model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
     pd.DataFrame([(n, g) for g in names for n in names[g]], columns=["name", "group"]).to_csv(folder/"names.csv", index=False, lineterminator="\n")
-    (folder/"truth.json").write_text(json.dumps(record) + "\n")
+    (folder/"truth.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return record
 
 # %% ../../nbs/name_bias/05_price_tag.ipynb #c046
