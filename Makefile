@@ -16,7 +16,7 @@ TOGETHER := -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo quick test lint pytest_runs pytest_parts docs dist smollm2 $(QUESTIONS)
+.PHONY: help setup demo quick test test_data lint pytest_runs pytest_parts docs dist smollm2 $(QUESTIONS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z_0-9]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,9 @@ pytest_runs:
 
 pytest_parts:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST) --ignore=tests/app --ignore=tests/notebooks --ignore=tests/test_wheel.py
+
+test_data: setup ## the tests that read published files, from the folder that FAIRNESS_REPAIR_DATA names
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q $(PYTEST) -m data
 
 lint: setup ## the linter alone; its rules are in pyproject.toml
 	$(BIN)/ruff check --quiet
