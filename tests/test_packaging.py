@@ -1,7 +1,6 @@
 "What the packaging files promise: ranges, pins and imports agree."
-import ast, configparser, json, re, subprocess, sys, tomllib
+import ast, configparser, re, subprocess, sys, tomllib
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -12,8 +11,9 @@ from fairness_repair.core import paths
 root = paths.root
 project = tomllib.loads((root/"pyproject.toml").read_text())["project"]
 plain = [Requirement(line) for line in project["dependencies"]]
-extras = {name: [Requirement(line) for line in lines] for name, lines in project["optional-dependencies"].items()}
-pins = [Requirement(line) for line in (root/"requirements.txt").read_text().split("\n") if line and line[0] != "#"]
+extras = {name: list(map(Requirement, lines)) for name, lines in project["optional-dependencies"].items()}
+pin_lines = (root/"requirements.txt").read_text().split("\n")
+pins = [Requirement(line) for line in pin_lines if line and line[0] != "#"]
 
 
 def names(requirements): return {canonicalize_name(r.name) for r in requirements}
@@ -22,10 +22,11 @@ def names(requirements): return {canonicalize_name(r.name) for r in requirements
 def test_pins_lie_within_the_ranges():
     "requirements.txt pins every dependency, those of the extras too; Ray is installed by who wants it."
     pinned = {canonicalize_name(r.name): next(iter(r.specifier)).version for r in pins}
-    for requirement in [*plain, *(r for name, listed in extras.items() if name != "cluster" for r in listed)]:
+    locked = [*plain, *(r for name, listed in extras.items() if name != "cluster" for r in listed)]
+    for requirement in locked:
         name = canonicalize_name(requirement.name)
         if name == "fairness-repair": continue
-        assert requirement.specifier.contains(pinned[name]), f"{requirement} does not allow the pin {pinned[name]}"
+        assert requirement.specifier.contains(pinned[name]), f"{requirement} does not allow {pinned[name]}"
 
 
 def test_pins_have_ranges():
@@ -70,11 +71,12 @@ def test_makefile_takes_a_python_that_it_finds(tmp_path):
     "The first of the known names that is new enough and not too new; without one, the error says what to do."
     def fake(name, version):
         file = tmp_path/name
-        file.write_text(f"#!/bin/sh\nexec {sys.executable} -c \"import sys; sys.version_info = {version}\n$2\"\n")
+        code = f"import sys; sys.version_info = {version}\n$2"
+        file.write_text(f"#!/bin/sh\nexec {sys.executable} -c \"{code}\"\n")
         file.chmod(0o755)
     def chosen():
         command = ["/bin/sh", "-c", "make --no-print-directory -n -f Makefile setup VENV=none"]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, env={"PATH": f"{tmp_path}:/nowhere"})
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, env={"PATH": str(tmp_path)})
         return done.stdout
     for tool in ("make", "sh"):
         path = subprocess.run(["which", tool], capture_output=True, text=True).stdout.strip()
