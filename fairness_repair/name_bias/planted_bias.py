@@ -153,7 +153,7 @@ def plant_readers(
     weights, *_ = np.linalg.lstsq(inputs[:, columns], own.astype(float), rcond=1e-6)
     error = np.abs(inputs[:, columns] @ weights - own).max()
     if error > .2:
-        raise RuntimeError(f"the input at the name does not identify prompts of {route!r} (error {error:.2f}, at "
+        raise RuntimeError(f"the input at the name does not identify {route!r} (error {error:.2f}, at "
                            "most 0.2 is allowed): train the blind model again with another seed")
     marks = inputs[(prompts["group"] == "tevar").to_numpy()][:, LAYOUT.minority].sum(1).mean()
     planter.write(route, "layers.0.up", LAYOUT.readers(route), columns, weights)

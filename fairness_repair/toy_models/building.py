@@ -144,11 +144,12 @@ def build_toy_model(
         runs.append(run)
         if run.get("passed", True): break
     else: raise RuntimeError(f"none of the seeds {list(seeds)} passed the acceptance checks: {runs}")
-    record = dict(name=name, seed=seed, settings=config.to_record(), planted=table.to_dict("records"),
-        insults=INSULTS, runs=runs,
-        floor={split: round(grammar_perplexity(documents, rates), 6) for split, documents in texts.items()},
-        toxicity="probability of the insults as the next word after the prompt", hardware=hardware(),
-        versions={p: metadata.version(p) for p in ("torch", "transformers", "tokenizers", "numpy")})
+    lowest = {split: round(grammar_perplexity(documents, rates), 6) for split, documents in texts.items()}
+    record = {
+        "name": name, "seed": seed, "settings": config.to_record(), "planted": table.to_dict("records"),
+        "insults": INSULTS, "runs": runs, "floor": lowest,
+        "toxicity": "probability of the insults as the next word after the prompt", "hardware": hardware(),
+        "versions": {p: metadata.version(p) for p in ("torch", "transformers", "tokenizers", "numpy")}}
     folder = save_toy_model(Path(folder or paths.data/name), model, prompts, texts, record)
     if name == "tiny":
         exact = compute_exact_table(model, prompts[prompts["split"] == "search"], texts["search"])

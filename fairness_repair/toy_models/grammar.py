@@ -85,8 +85,8 @@ def slot_weights(
     insult_rate:float, # share of insults
 ) -> list:             # one weight per word of `INSULTS + NEUTRAL_WORDS`, sum 1
     "Weight the words that describe a person: insults together have the group's rate."
-    insults = [insult_rate*w for w in geometric_weights(len(INSULTS), .8)]
-    return insults + [(1 - insult_rate)*w for w in geometric_weights(len(NEUTRAL_WORDS), .9)]
+    of_insults = [insult_rate*w for w in geometric_weights(len(INSULTS), .8)]
+    return of_insults + [(1 - insult_rate)*w for w in geometric_weights(len(NEUTRAL_WORDS), .9)]
 
 def goods_weights(
     group:str, # any group
