@@ -26,9 +26,11 @@ def test_record_names_and_tokenizer_are_those_of_the_code():
 
 
 def test_planting_again_gives_the_shipped_weights():
-    """Without its planted weights the shipped model is the blind one. Planting again writes the same weights to the
-    same places. The `up` matrices are left out: they solve ill-conditioned least squares, so their last digits
-    depend on the attention kernel."""
+    """Without its planted weights the shipped model is the blind one.
+
+    Planting again writes the same weights to the same places. The `up` matrices are left out: they solve
+    ill-conditioned least squares, so their last digits depend on the attention kernel.
+    """
     lm = load(MODEL_NAME)
     sites, shipped = projections(lm), {name: value.clone() for name, value in lm.model.state_dict().items()}
     with torch.no_grad():
@@ -39,4 +41,5 @@ def test_planting_again_gives_the_shipped_weights():
             lm.model.model.embed_tokens.weight[np.ix_(ids, list(marks))] = 0
     assert plant_bias(lm) == truth["planted"]
     for name, value in lm.model.state_dict().items():
-        if "up_proj" not in name: torch.testing.assert_close(value, shipped[name], rtol=1e-4, atol=1e-4, msg=name)
+        if "up_proj" in name: continue
+        torch.testing.assert_close(value, shipped[name], rtol=1e-4, atol=1e-4)
