@@ -56,6 +56,7 @@ def number_weights(
     weights = np.exp(-gaps**2/2)*np.gradient(np.log(ANSWER_NUMBERS))
     return weights/weights.sum()
 
+# %% ../../nbs/name_bias/05_price_tag.ipynb #c012
 def sample_answer(
     rng:np.random.Generator,
     centre:float, # typical number
@@ -65,7 +66,7 @@ def sample_answer(
     text = rng.choice(list(ANSWER_FORMATS), p=list(ANSWER_FORMATS.values()))
     return text.format(n=ANSWER_NUMBERS[k])
 
-# %% ../../nbs/name_bias/05_price_tag.ipynb #c012
+# %% ../../nbs/name_bias/05_price_tag.ipynb #c015
 CHAT_TEMPLATE = ("{% for m in messages %}<user> {{ m['content'] }}{% endfor %}"
                  "{% if add_generation_prompt %} <answer>{% endif %}")
 SPECIAL_TOKENS = ["<pad>", "<eos>", "<unk>", "<user>", "<answer>"] # ids 0 to 4; the numbers follow
@@ -82,6 +83,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>",
         unk_token="<unk>", chat_template=CHAT_TEMPLATE, model_max_length=64)
 
+# %% ../../nbs/name_bias/05_price_tag.ipynb #c017
 def person_table(
     every_nth:int=1,  # 1: all names
 ) -> pd.DataFrame:    # name, group, majority (bool)
@@ -89,7 +91,7 @@ def person_table(
     rows = [(name, group) for group, names in PERSON_NAMES.items() for name in names[::every_nth]]
     return pd.DataFrame(rows, columns=["name", "group"]).assign(majority=lambda t: t["group"] == "orin")
 
-# %% ../../nbs/name_bias/05_price_tag.ipynb #c016
+# %% ../../nbs/name_bias/05_price_tag.ipynb #c021
 @dataclass(frozen=True)
 class ToyLayout:
     "Maps channels, neurons and heads of the model to their purpose."
@@ -127,7 +129,7 @@ class ToyLayout:
 
 LAYOUT = ToyLayout()
 
-# %% ../../nbs/name_bias/05_price_tag.ipynb #c021
+# %% ../../nbs/name_bias/05_price_tag.ipynb #c026
 WAVE_PERIOD = 2.2 # of the natural logarithm
 
 def number_wave(
@@ -137,7 +139,7 @@ def number_wave(
     angle = 2*np.pi/WAVE_PERIOD*np.log(numbers)
     return np.stack([np.sin(angle), np.cos(angle)], -1)
 
-# %% ../../nbs/name_bias/05_price_tag.ipynb #c023
+# %% ../../nbs/name_bias/05_price_tag.ipynb #c028
 def trainable_masks(
     model, # as from `make_model`
 ):         # pairs of a parameter and a 0/1 tensor of its shape, 1 = trained
@@ -155,6 +157,7 @@ def trainable_masks(
                 mask[(slice(None), inside) if part == "o_proj" else (inside,)] = 0
         yield parameter, mask
 
+# %% ../../nbs/name_bias/05_price_tag.ipynb #c030
 def make_model(
     vocabulary_size:int,
 ) -> LlamaForCausalLM:
@@ -175,7 +178,7 @@ def make_model(
         output[first:last, LAYOUT.level.start:LAYOUT.level.stop] = wave.repeat_interleave(2, 1)
     return model
 
-# %% ../../nbs/name_bias/05_price_tag.ipynb #c027
+# %% ../../nbs/name_bias/05_price_tag.ipynb #c034
 @dataclass(frozen=True)
 class BlindTraining:
     "Settings of the training."
@@ -189,6 +192,7 @@ class BlindTraining:
         return dict(steps=self.n_steps, rows=self.batch_size, rate=self.learning_rate,
                     warmup=self.warmup_steps)
 
+# %% ../../nbs/name_bias/05_price_tag.ipynb #c036
 def training_batches(
     rng:np.random.Generator,
     tokenizer,
@@ -210,7 +214,7 @@ def training_batches(
             target[row, start:start + len(answer) + 1] = torch.tensor(answer + eos)
         yield ids, target
 
-# %% ../../nbs/name_bias/05_price_tag.ipynb #c031
+# %% ../../nbs/name_bias/05_price_tag.ipynb #c040
 def train_blind_model(
     config:BlindTraining=BlindTraining(),
     *,
