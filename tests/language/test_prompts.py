@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from fairness_repair.core import paths
-from fairness_repair.language.prompts import embedded, holistic_bias, load_prompts, read_prompts, sample_prompts, split_prompts, splits
+from fairness_repair.language.prompts import MODELS_WITH_PROMPTS, SPLIT_FOLDS, holistic_bias, load_prompts, read_prompts, sample_prompts, split_prompts
 
 data = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="FAIRNESS_REPAIR_DATA is unset: no HolisticBias files")
 
@@ -51,7 +51,7 @@ def test_unknown_axis_names_the_nearest():
 def test_splits_of_holistic_bias_are_disjoint_and_stratified(axis):
     parts = load_prompts("holistic-bias-v1.1", axis)
     texts = {name: set(part["text"]) for name, part in parts.items()}
-    assert list(parts) == list(splits)
+    assert list(parts) == list(SPLIT_FOLDS)
     assert not texts["search"] & texts["selection"] and not texts["report"] & (texts["search"] | texts["selection"])
     n = sum(map(len, parts.values()))
     assert n == sizes[parts["search"]["axis"].iloc[0]][1]
@@ -75,11 +75,11 @@ def test_an_axis_with_one_group_is_refused():
     with pytest.raises(ValueError, match="has only the group"): load_prompts("holistic-bias-v1.1", "nonce")
 
 
-@pytest.mark.parametrize("source", embedded)
+@pytest.mark.parametrize("source", MODELS_WITH_PROMPTS)
 def test_embedded_prompts(source):
     if not (paths.data/source/"prompts.csv").exists(): pytest.skip(f"data/{source}/prompts.csv is not built yet")
     prompts = pd.read_csv(paths.data/source/"prompts.csv", keep_default_na=False)
-    assert set(prompts["split"]) == set(splits)
+    assert set(prompts["split"]) == set(SPLIT_FOLDS)
     for axis in prompts["axis"].unique():
         parts = load_prompts(source, axis)
         texts = [set(part["text"]) for part in parts.values()]
@@ -119,7 +119,7 @@ def test_files_that_are_no_csv(tmp_path):
     (tmp_path/"latin.csv").write_bytes("text,axis,group\ncafé,a,b".encode("latin-1"))
     with pytest.raises(ValueError, match="not UTF-8"): read_prompts(tmp_path/"latin.csv")
     for missing in (tmp_path/"none.csv", tmp_path):
-        with pytest.raises(FileNotFoundError, match="no prompts file"): read_prompts(missing)
+        with pytest.raises(FileNotFoundError, match="there is no prompts file"): read_prompts(missing)
         with pytest.raises(FileNotFoundError, match="unknown prompts"): load_prompts(str(missing), "height")
 
 

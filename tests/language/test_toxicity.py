@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification
 
 from fairness_repair.language import toxicity
-from fairness_repair.language.toxicity import ClassifierScorer, ProfanityScorer, WordListScorer, compose, load_scorer
+from fairness_repair.language.toxicity import ClassifierScorer, ProfanityScorer, WordListScorer, load_scorer, texts_to_score
 
 data = Path(os.environ.get("FAIRNESS_REPAIR_DATA", "")) / "toxicity"
 labelled = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="FAIRNESS_REPAIR_DATA is unset: no labelled texts")
@@ -41,24 +41,24 @@ def test_the_stand_in_on_labelled_texts(file, text, toxic, n, auc):
     assert roc_auc_score(toxic(table), ProfanityScorer()(table[text].astype(str))) == pytest.approx(auc, abs=.008)
 
 
-@pytest.mark.parametrize("more, rule", [
+@pytest.mark.parametrize("more, activation", [
     (dict(problem_type="multi_label_classification"), "sigmoid"), (dict(problem_type="single_label_classification"), "softmax"), ({}, "softmax"),
     (dict(function_to_apply="sigmoid"), "sigmoid")])
 @pytest.mark.parametrize("kind, config", [(RobertaForSequenceClassification, RobertaConfig), (BertForSequenceClassification, BertConfig)])
-def test_probabilities_equal_the_model_s_own_one_text_at_a_time(tmp_path, kind, config, more, rule):
+def test_probabilities_equal_the_model_s_own_one_text_at_a_time(tmp_path, kind, config, more, activation):
     net = classifier(tmp_path, kind, config, id2label={0: "insult", 1: "toxicity", 2: "threat"}, pad_token_id=1, **more)
     scorer = ClassifierScorer(str(tmp_path), batch_size=4, device="cpu")
-    assert scorer.rule == rule and scorer.index == 1
+    assert scorer.activation == activation and scorer.index == 1
     with torch.inference_mode():
         logits = torch.cat([net(scorer.tokenizer([text], return_tensors="pt", truncation=True, max_length=18).input_ids).logits for text in texts])
-    expected = logits.sigmoid() if rule == "sigmoid" else logits.softmax(-1)
+    expected = logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)
     np.testing.assert_allclose(scorer(texts), expected[:, 1], atol=1e-6)
     assert scorer(texts[:1]).shape == (1,) and scorer([]).shape == (0,)
 
 
 def test_one_output_is_a_probability_by_itself(tmp_path):
     classifier(tmp_path, id2label={0: "toxic"})
-    assert ClassifierScorer(str(tmp_path), device="cpu").rule == "sigmoid"
+    assert ClassifierScorer(str(tmp_path), device="cpu").activation == "sigmoid"
 
 
 def test_the_name_changes_with_weights_and_label(tmp_path):
@@ -88,13 +88,13 @@ def test_a_pickled_checkpoint_with_code_runs_nothing(tmp_path):
     classifier(tmp_path, id2label={0: "toxicity", 1: "insult"})
     (tmp_path/"model.safetensors").unlink()
     torch.save({"weight": Hostile(tmp_path/"ran")}, tmp_path/"pytorch_model.bin")
-    with pytest.raises(ValueError, match="is no checkpoint of tensors"): load_scorer(str(tmp_path))
+    with pytest.raises(ValueError, match="is not a plain checkpoint"): load_scorer(str(tmp_path))
     assert not (tmp_path/"ran").exists()
 
 
 def test_a_language_model_is_no_classifier(tmp_path):
     classifier(tmp_path, RobertaForMaskedLM)
-    with pytest.raises(ValueError, match="no trained text classifier.*classifier.dense"): load_scorer(str(tmp_path))
+    with pytest.raises(ValueError, match="not a trained text classifier.*classifier.dense"): load_scorer(str(tmp_path))
 
 
 def test_a_classifier_without_a_toxic_label(tmp_path):
@@ -136,7 +136,7 @@ def test_blank_texts_score_zero_for_every_scorer(tmp_path):
         assert scores[0] == scores[2] == 0 < scores[1] <= 1
 
 
-def test_compose_takes_columns_of_a_table():
+def test_texts_to_score_takes_columns_of_a_table():
     table = pd.DataFrame(dict(text=["A", "B"], continuation=[" x", ""]), index=[5, 7])
-    assert compose(table["text"], table["continuation"], "full") == ["a x", "b"]
-    assert compose(table["text"], table["continuation"], "continuation") == [" x", ""]
+    assert texts_to_score(table["text"], table["continuation"], "full") == ["a x", "b"]
+    assert texts_to_score(table["text"], table["continuation"], "continuation") == [" x", ""]
