@@ -188,7 +188,7 @@ def test_half_precision(dtype):
     assert masked.dtype == dtype and torch.equal(masked, logits(pruned(model, masks[2])))
 
 @pytest.mark.parametrize("drop_mask, message", [
-    ([0]*7, r"shape \(7,\).*need \(8,\), \(2, 4\) or \(rows, 8\)"),
+    ([0]*7, r"shape \(7,\).*needs \(8,\), \(2, 4\) or \(rows, 8\)"),
     (np.zeros((4, 2)), r"shape \(4, 2\)"),
     (np.zeros((3, 2, 4)), r"shape \(3, 2, 4\)"),
     (np.zeros((0, 8)), r"shape \(0, 8\)"),
