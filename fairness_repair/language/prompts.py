@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
-from ..core import fetch, paths, unknown
+from ..core import fetch, paths, unknown_name_message
 from .models import MODELS_WITH_PROMPTS
 
 # %% ../../nbs/language/02_prompts.ipynb #c007
@@ -91,7 +91,7 @@ def resolve_axis(
     for name in (axis, AXIS_ALIASES.get(axis)):
         if name in known: return name
     aliases = [alias for alias, name in AXIS_ALIASES.items() if name in known]
-    raise ValueError(unknown("axis", axis, known + aliases))
+    raise ValueError(unknown_name_message("axis", axis, known + aliases))
 
 # %% ../../nbs/language/02_prompts.ipynb #c024
 def make_sentences(
@@ -113,7 +113,7 @@ def holistic_bias(
 ) -> pd.DataFrame:       # text, axis, group, descriptor
     "Generate HolisticBias from its four files."
     if version not in HOLISTIC_BIAS_VERSIONS:
-        raise ValueError(unknown("HolisticBias version", version, HOLISTIC_BIAS_VERSIONS))
+        raise ValueError(unknown_name_message("HolisticBias version", version, HOLISTIC_BIAS_VERSIONS))
     names = ("descriptors", "nouns", "sentence_templates", "standalone_noun_phrases")
     files = {name: fetch(f"holistic_bias/{version}/{name}.json") for name in names}
     parts = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
@@ -149,7 +149,7 @@ def check_cells(
     found = list(rows[0])
     for column in PROMPT_COLUMNS:
         if column not in found:
-            raise ValueError(f"{source} has no column {column!r}: {unknown('column', column, found)}")
+            raise ValueError(f"{source} has no column {column!r}: {unknown_name_message('column', column, found)}")
     for i, row in enumerate(rows, 1):
         for column in PROMPT_COLUMNS:
             text = (row[column] or "").strip().lower()
@@ -232,7 +232,7 @@ def read_source(
         return pd.read_csv(paths.data/source/"prompts.csv", keep_default_na=False)
     if source in HOLISTIC_BIAS: return holistic_bias(axis, HOLISTIC_BIAS[source])
     if Path(source).is_file(): return read_prompts(source)
-    hint = unknown("prompts", source, [*MODELS_WITH_PROMPTS, *HOLISTIC_BIAS])
+    hint = unknown_name_message("prompts", source, [*MODELS_WITH_PROMPTS, *HOLISTIC_BIAS])
     raise FileNotFoundError(f"{hint} Or give a CSV file with the columns text, axis, group.")
 
 # %% ../../nbs/language/02_prompts.ipynb #c055

@@ -16,7 +16,7 @@ import numpy as np
 import torch, transformers
 from fastcore.basics import patch
 
-from ..core import sha256, slug, unknown
+from ..core import sha256, slug, unknown_name_message
 from .models import hub_has_model
 
 # %% ../../nbs/language/03_toxicity.ipynb #c005
@@ -72,7 +72,7 @@ def texts_to_score(
     score_on:str,   # "continuation", or "full" (prompt and continuation, as in FASP)
 ) -> list:          # n texts for a scorer, lower case, without line breaks
     "Prepare the texts whose toxicity is measured."
-    if score_on not in SCORE_ON: raise ValueError(unknown("score_on", score_on, SCORE_ON))
+    if score_on not in SCORE_ON: raise ValueError(unknown_name_message("score_on", score_on, SCORE_ON))
     prompts, continuations = list(prompts), list(continuations)
     if len(prompts) != len(continuations):
         raise ValueError(f"{len(prompts)} prompts, but {len(continuations)} continuations: "
@@ -89,7 +89,7 @@ def toxic_label_index(
     index = {name.lower(): i for i, name in labels.items()}
     for name in ([label.lower()] if label else ["toxicity", "toxic"]):
         if name in index: return index[name]
-    hint = unknown("label", label or "toxicity", labels.values())
+    hint = unknown_name_message("label", label or "toxicity", labels.values())
     raise ValueError(f"{hint} Say which one means toxic with label=.")
 
 # %% ../../nbs/language/03_toxicity.ipynb #c028
@@ -201,7 +201,7 @@ def load_scorer(
     is_folder = name and Path(name).is_dir()
     is_hub_id = not is_list and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
     if not (is_folder or is_hub_id):
-        hint = unknown("scorer", name, [ProfanityScorer.name, "words:this,that"])
+        hint = unknown_name_message("scorer", name, [ProfanityScorer.name, "words:this,that"])
         raise ValueError(f"{hint} Or a .txt word list, a hub id owner/name or a folder.")
     try: return ClassifierScorer(name, label=label)
     except OSError as e:
