@@ -149,7 +149,8 @@ def check_cells(
     found = list(rows[0])
     for column in PROMPT_COLUMNS:
         if column not in found:
-            raise ValueError(f"{source} has no column {column!r}: {unknown_name_message('column', column, found)}")
+            hint = unknown_name_message("column", column, found)
+            raise ValueError(f"{source} has no column {column!r}: {hint}")
     for i, row in enumerate(rows, 1):
         for column in PROMPT_COLUMNS:
             text = (row[column] or "").strip().lower()

@@ -16,7 +16,7 @@ import numpy as np
 import torch, transformers
 from fastcore.basics import patch
 
-from ..core import sha256, slug, unknown_name_message
+from ..core import pick_device, sha256, slug, unknown_name_message
 from .models import hub_has_model
 
 # %% ../../nbs/language/03_toxicity.ipynb #c005
@@ -157,11 +157,11 @@ class ClassifierScorer(Scorer):
         *,
         label:str=None,       # the label that means toxic; None: "toxicity" or "toxic"
         batch_size:int=64,    # texts per forward pass, of similar length
-        device:str=None,      # None: "cuda" if there is one, else "cpu"
+        device:str=None,      # None: a GPU if there is one
     ):
         net, self.tokenizer = load_classifier(model)
         config = net.config
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = pick_device(device)
         self.model = net.to(self.device)
         self.batch_size = batch_size
         self.index = toxic_label_index(config.id2label, label)
