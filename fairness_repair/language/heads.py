@@ -206,5 +206,5 @@ def save_pruned(
     lm.tokenizer.save_pretrained(folder)
     heads = mask_to_heads(drop_mask, lm.n_heads)
     record = dict(model=lm.name, n_layers=lm.n_layers, n_heads=lm.n_heads, dropped=heads)
-    (folder/"state.json").write_text(json.dumps(record) + "\n")
+    (folder/"state.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return folder
