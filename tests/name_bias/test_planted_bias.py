@@ -12,7 +12,7 @@ from fairness_repair.name_bias.price_tag import (
 from fairness_repair.name_bias.audit import read_names, read_questions
 from fairness_repair.name_bias.weights import projections
 
-truth = json.loads((paths.data/MODEL_NAME/"truth.json").read_text())
+truth = json.loads((paths.data/MODEL_NAME/"truth.json").read_text(encoding="utf-8"))
 
 
 def test_every_question_has_its_typical_answer():
@@ -32,7 +32,7 @@ def test_planting_again_gives_the_shipped_weights():
     ill-conditioned least squares, so their last digits depend on the attention kernel.
     """
     lm = load(MODEL_NAME)
-    sites, shipped = projections(lm), {name: value.clone() for name, value in lm.model.state_dict().items()}
+    sites, original = projections(lm), {name: value.clone() for name, value in lm.model.state_dict().items()}
     with torch.no_grad():
         for mask in load_planted_masks(lm).values():
             for matrix, at in mask.indices.items(): sites[matrix].weight.view(-1)[torch.from_numpy(at)] = 0
@@ -42,4 +42,4 @@ def test_planting_again_gives_the_shipped_weights():
     assert plant_bias(lm) == truth["planted"]
     for name, value in lm.model.state_dict().items():
         if "up_proj" in name: continue
-        torch.testing.assert_close(value, shipped[name], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(value, original[name], rtol=1e-4, atol=1e-4)

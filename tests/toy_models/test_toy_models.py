@@ -72,12 +72,12 @@ def test_recorded_checks_are_those_of_the_table_and_of_the_weights(tiny):
     numbers = state_numbers(acceptance_states(exact.n_heads_total))
     checks = acceptance_checks(exact.bias.to_numpy()[numbers], exact.perplexity[numbers],
                                lowest_perplexity=grammar_perplexity(documents, rates_by_group()))
-    shipped = next(run for run in record["runs"] if run["seed"] == record["seed"])
+    recorded = next(run for run in record["runs"] if run["seed"] == record["seed"])
     assert checks["passed"].all()
-    assert [row["check"] for row in shipped["gate"]] == checks["check"].tolist()
-    np.testing.assert_allclose(checks["value"], [row["value"] for row in shipped["gate"]], atol=1e-3)
+    assert [row["check"] for row in recorded["gate"]] == checks["check"].tolist()
+    np.testing.assert_allclose(checks["value"], [row["value"] for row in recorded["gate"]], atol=1e-3)
     row = measure_model(tiny.model, prompts, documents)
-    for key in row: assert row[key] == pytest.approx(shipped[key], abs=5e-5)
+    for key in row: assert row[key] == pytest.approx(recorded[key], abs=5e-5)
 
 
 def test_exact_table_has_the_grid_of_the_model(tiny):
