@@ -62,7 +62,7 @@ test_data: setup ## the tests that read published files, from the folder that FA
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q $(PYTEST) -m data
 
 lint: setup ## the linter alone; its rules are in pyproject.toml
-	$(BIN)/ruff check --quiet
+	$(BIN)/ruff check --output-format concise
 
 docs: setup ## README.md from nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
