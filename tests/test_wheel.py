@@ -85,11 +85,14 @@ def test_sdist_is_complete(built):
     assert {"setup.py", "requirements.txt", "tests/test_wheel.py", "nbs/00_core.ipynb", "Makefile"} <= names
 
 
-def test_every_module_is_imported(away):
-    "Also: importing makes no folder, data is found, and only what is asked for goes to the user's folder."
-    run, _, home = away
+def test_modules_places_and_readme_examples(away):
+    "One process, as it takes seconds to load them: every module, where things are, then the cells of the README."
+    run, work, home = away
     files = sorted(p.relative_to(root).with_suffix("") for p in package.rglob("*.py"))
     modules = [".".join(p.parts).removesuffix(".__init__") for p in files]
+    cells = json.loads((paths.nbs/"index.ipynb").read_text())["cells"]
+    examples = ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and c["source"]]
+    assert len(modules) > 50 and any("read_table" in c for c in examples)
     code = f"""
 import importlib, json, os
 files = [importlib.import_module(m).__file__ for m in {modules}]
@@ -100,12 +103,15 @@ except RuntimeError as e: error = str(e)
 commits, folders = [git_commit(), provenance()["commit"]], [str(paths.figures), str(paths.results)]
 found = dict(files=files, made=made, data=paths.data.is_dir(), commits=commits, folders=folders, error=error)
 print(json.dumps(found))"""
-    found = json.loads(run("-c", code).strip().split("\n")[-1])
-    assert len(modules) > 50 and not [file for file in found["files"] if file.startswith(str(root))]
-    assert not [name for name in found["made"] if "fairness" in name]
+    first, *said = run("-c", "\n".join([code, *examples, "print(fixed)"])).strip().split("\n")
+    found = json.loads(first)
+    assert not [file for file in found["files"] if file.startswith(str(root))]
+    assert not [name for name in found["made"] if "fairness" in name], "an import makes no folder"
     assert found["data"] and found["commits"] == ["unknown", "unknown"]
     assert all(Path(folder).is_relative_to(home) for folder in found["folders"])
     assert "needs a checkout of the repository" in found["error"]
+    assert re.search(r"\d+ of 256 neurons dropped", "\n".join(said))
+    assert not list(work.iterdir())
 
 
 def test_commit_is_not_that_of_a_repository_around_the_installed_folder(installed, tmp_path):
@@ -127,14 +133,3 @@ def test_command_repairs_the_built_in_model(away, installed):
     assert "report card: x/report.html" in said
     assert json.loads((work/"x"/"result.json").read_text())["commit"] == "unknown"
     assert {p.name for p in work.iterdir()} == {"x"}
-
-
-def test_readme_examples(away):
-    "The code cells of the README, the one on tables among them."
-    run, work, _ = away
-    cells = json.loads((paths.nbs/"index.ipynb").read_text())["cells"]
-    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and c["source"]]
-    assert any("read_table" in c for c in code)
-    said = run("-c", "\n".join([*code, "print(fixed)"]))
-    assert re.search(r"\d+ of 256 neurons dropped", said)
-    assert not list(work.iterdir())
