@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from .audit import audit_prompts, read_questions
 from ..core import hardware, paths
 from ..language.models import LM
-from .weights import Mask, projections
+from .weights import WeightMask, projection_matrices
 
 # %% ../../nbs/name_bias/05_price_tag.ipynb #c005
 name = "price-tag"
@@ -184,7 +184,7 @@ def mark_names(
 class Planter:
     "Writes weights into a model and remembers where."
     def __init__(self, lm:LM):
-        self.sites, self.places = projections(lm), {}
+        self.sites, self.places = projection_matrices(lm), {}
 
     def write(self,
         route:str,  # whose weight it is
@@ -209,7 +209,7 @@ def inputs_of(
 ) -> np.ndarray: # what the matrix reads, (rows, tokens, inputs)
     "The input of one projection."
     seen = []
-    hook = projections(lm)[matrix].module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    hook = projection_matrices(lm)[matrix].module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try: lm.model(input_ids=ids)
     finally: hook.remove()
     return seen[0].double().numpy()
@@ -217,7 +217,7 @@ def inputs_of(
 def at_places(lm, matrix, prompts, place): # inputs at the name ("name") or at the last token ("answer"), (prompts, inputs)
     rows = lm.tokenizer(list(prompts["text"]))["input_ids"]
     spots = [next(i for i, t in enumerate(r) if t == lm.tokenizer.convert_tokens_to_ids(n)) if place == "name" else len(r) - 1 for r, n in zip(rows, prompts["name"])]
-    found = np.zeros((len(rows), projections(lm)[matrix].inputs))
+    found = np.zeros((len(rows), projection_matrices(lm)[matrix].inputs))
     for length in set(map(len, rows)):
         part = [i for i, r in enumerate(rows) if len(r) == length]
         found[part] = inputs_of(lm, matrix, torch.tensor([rows[i] for i in part]))[np.arange(len(part)), [spots[i] for i in part]]
@@ -352,10 +352,10 @@ def build(
 # %% ../../nbs/name_bias/05_price_tag.ipynb #c046
 def read_truth(
     lm:LM, # price-tag
-) -> dict: # route, or "common" for what works for all names -> `Mask`
+) -> dict: # route, or "common" for what works for all names -> `WeightMask`
     "Which weights were planted."
     record = json.loads((paths.data/name/"truth.json").read_text())
-    return {route: Mask({n: s.shape for n, s in projections(lm).items()}, of) for route, of in record["planted"].items()}
+    return {route: WeightMask({n: s.shape for n, s in projection_matrices(lm).items()}, of) for route, of in record["planted"].items()}
 
 # %% ../../nbs/name_bias/05_price_tag.ipynb #c056
 def active_routes(
@@ -367,9 +367,9 @@ def active_routes(
 def carriers(
     truth:dict, # as from `read_truth`
     key,        # (scenario, variation)
-) -> Mask:
+) -> WeightMask:
     "Planted weights that carry the bias in a question and have input for one group only."
-    one = lambda m: Mask(m.shapes, {n: i for n, i in m.indices.items() if not n.endswith(".up")})
+    one = lambda m: WeightMask(m.shapes, {n: i for n, i in m.indices.items() if not n.endswith(".up")})
     return reduce(or_, (one(truth[route]) for route in active_routes(key)))
 
 def carrier_heads(
@@ -381,7 +381,7 @@ def carrier_heads(
     return state.ravel()
 
 def found_of(
-    found,      # what a method dropped: a `Mask`, or a state of the heads
+    found,      # what a method dropped: a `WeightMask`, or a state of the heads
     truth:dict, # as from `read_truth`
     key,        # (scenario, variation)
 ) -> dict:      # dropped, precision, recall, by_chance

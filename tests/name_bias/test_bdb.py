@@ -3,9 +3,9 @@ import os, signal, time
 
 import numpy as np, pytest
 
-from fairness_repair.name_bias.answers import ask, parse_number
+from fairness_repair.name_bias.answers import parse_number, sample_answers
 from fairness_repair.name_bias.audit import audit_prompts, read_names, read_questions
-from fairness_repair.name_bias.bdb import design
+from fairness_repair.name_bias.bdb_config import audit_config
 from fairness_repair.core import paths
 from fairness_repair.language.models import load
 from fairness_repair.name_bias.price_tag import read_truth
@@ -50,10 +50,13 @@ def test_a_killed_run_goes_on_where_it_stopped(undisturbed, tmp_path):
 def test_bad_parameters_are_refused(parameters, message): assert message in refusal("rq1_bdb", *parameters)
 
 
-@pytest.mark.parametrize("changes, message", [(dict(draws=0), "draws = 0"), (dict(tau_maj=1.5), "tau_maj = 1.5"), (dict(heard=9), "heard = 9"), (dict(temperature=0.), "temperature = 0"),
-                                              (dict(form="chats"), "Did you mean 'chat'"), (dict(knocks=-2), "knocks = -2")])
-def test_bad_designs_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message): design("price-tag", **changes)
+@pytest.mark.parametrize("changes, message", [
+    (dict(answers_per_prompt=0), "answers_per_prompt = 0"), (dict(majority_top_share=1.5), "majority_top_share = 1.5"),
+    (dict(answers_for_localisation=9), "answers_for_localisation = 9"), (dict(temperature=0.), "temperature = 0"),
+    (dict(prompt_format="chats"), "Did you mean 'chat'"), (dict(ablation_answers=-2), "ablation_answers = -2"),
+    (dict(top_share_grid="0.1,2"), "shares lie above 0 and up to 1")])
+def test_bad_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message): audit_config("price-tag", **changes)
 
 
 @pytest.mark.parametrize("text, number", [
@@ -72,7 +75,7 @@ def test_own_files(tmp_path):
     (tmp_path/"n.csv").write_text("name,group\nAda,x\nBo,y\nCy,y\n")
     lm = load("price-tag")
     prompts = audit_prompts(lm.tokenizer, questions=read_questions(tmp_path/"q.csv"), names=read_names(tmp_path/"n.csv"))
-    assert prompts["sense"].unique() == [-1] and prompts["majority"].tolist() == [True, False, False]
+    assert prompts["sign"].unique() == [-1] and prompts["majority"].tolist() == [True, False, False]
     assert [t[a:b] for t, a, b in zip(prompts["text"], prompts["start"], prompts["stop"])] == ["Ada", "Bo", "Cy"]
 
 
@@ -88,29 +91,29 @@ def test_missing_files_and_groups(tmp_path):
     with pytest.raises(ValueError, match="Did you mean 'tevar'"): read_names(paths.data/"price-tag"/"names.csv", minority="tevr")
 
 
-def test_company_changes_no_answer():
+def test_answers_do_not_depend_on_the_batch():
     lm = load("price-tag")
-    texts = list(audit_prompts(lm.tokenizer, names=read_names(paths.data/"price-tag"/"names.csv", per_group=1), scenarios=["Sports", "Hiring"])["text"])
-    together = ask(lm, texts, draws=3, new_tokens=6)
-    assert together == [ask(lm, [t], draws=3, new_tokens=6)[0] for t in texts]
-    assert [a[:2] for a in together] == ask(lm, texts, draws=2, new_tokens=6, batch=5)
+    texts = list(audit_prompts(lm.tokenizer, names=read_names(paths.data/"price-tag"/"names.csv", names_per_group=1), scenarios=["Sports", "Hiring"])["text"])
+    together = sample_answers(lm, texts, answers_per_prompt=3, new_tokens=6)
+    assert together == [sample_answers(lm, [t], answers_per_prompt=3, new_tokens=6)[0] for t in texts]
+    assert [a[:2] for a in together] == sample_answers(lm, texts, answers_per_prompt=2, new_tokens=6, batch=5)
 
 
 def test_answers_follow_the_model_of_the_chat():
     "On a real instruction model: the prompt is its own chat form, with one beginning."
     if "FAIRNESS_REPAIR_DATA" not in os.environ and not (paths.cache/"models"/"smollm2-135m").exists(): pytest.skip("smollm2-135m is not unpacked here")
     tokenizer = load("smollm2-135m").tokenizer
-    prompts = audit_prompts(tokenizer, names=read_names(per_group=1), scenarios=["Purchase"])
+    prompts = audit_prompts(tokenizer, names=read_names(names_per_group=1), scenarios=["Purchase"])
     assert prompts["text"][0].endswith("assistant\n") and "Hunter Becker" in prompts["text"][0]
-    begun = audit_prompts(tokenizer, names=read_names(per_group=1), scenarios=["Purchase"], form="begun")
-    assert begun["text"][0].startswith(prompts["text"][0]) and begun["text"][0].endswith("for a used chair is $")
-    for row in (prompts.iloc[0], begun.iloc[0]): assert row["text"][row["start"]:row["stop"]] == row["name"]
+    prefilled = audit_prompts(tokenizer, names=read_names(names_per_group=1), scenarios=["Purchase"], prompt_format="prefill")
+    assert prefilled["text"][0].startswith(prompts["text"][0]) and prefilled["text"][0].endswith("for a used chair is $")
+    for row in (prompts.iloc[0], prefilled.iloc[0]): assert row["text"][row["start"]:row["stop"]] == row["name"]
 
 
 def test_truth_belongs_to_the_weights():
     "Where the truth says a weight was planted there is one, and reserved rows hold nothing else."
-    from fairness_repair.name_bias.weights import projections
+    from fairness_repair.name_bias.weights import projection_matrices
     lm = load("price-tag")
-    truth, sites = read_truth(lm), projections(lm)
+    truth, sites = read_truth(lm), projection_matrices(lm)
     for mask in truth.values():
         for name, at in mask.indices.items(): assert (sites[name].weight.view(-1)[at] != 0).all()
