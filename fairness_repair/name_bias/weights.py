@@ -104,7 +104,7 @@ def projection_matrices(
         check_block_parts(f"{model_class}: layer {layer}", [part for part, *_ in parts])
         for part, name, module in parts:
             found[f"layers.{layer}.{part}"] = ProjectionMatrix(
-                layer, part, name=f"{path}.{layer}.{name}", module=module, transposed=isinstance(module, Conv1D))
+                layer, part, f"{path}.{layer}.{name}", module, transposed=isinstance(module, Conv1D))
     check_prunable(lm.model, found.values())
     return found
 
