@@ -10,7 +10,7 @@ __all__ = ['QUESTION_COLUMNS', 'SIGNS', 'PROMPT_FORMATS', 'PROMPT_COLUMNS', 'rea
 # %% ../../nbs/name_bias/00_audit.ipynb #c002
 import numpy as np, pandas as pd
 
-from ..core import paths, unknown
+from ..core import paths, unknown_name_message
 
 # %% ../../nbs/name_bias/00_audit.ipynb #c006
 def read_text_csv(
@@ -44,7 +44,7 @@ def read_questions(
         if len(without_name):
             raise ValueError(f"{path}: no {{name}} in {column} {without_name[column].iloc[0]!r}")
     if bad := sorted(set(table["favours"]) - set(SIGNS)):
-        raise ValueError(unknown("value of favours", bad[0], SIGNS))
+        raise ValueError(unknown_name_message("value of favours", bad[0], SIGNS))
     if table.duplicated(["scenario", "variation"]).any():
         raise ValueError(f"{path}: two rows with the same scenario and variation")
     return table[list(QUESTION_COLUMNS)]
@@ -74,7 +74,7 @@ def read_names(
     majority = majority or groups[0]
     minority = minority or next((g for g in groups if g != majority), "")
     for group in (majority, minority):
-        if group not in groups: raise ValueError(unknown("group of names", group, groups))
+        if group not in groups: raise ValueError(unknown_name_message("group of names", group, groups))
     if majority == minority:
         raise ValueError(f"majority and minority are both {majority!r}: two groups are needed")
     if (twice := table["name"].duplicated()).any():
@@ -94,7 +94,7 @@ def choose_prompt_format(
 ) -> str: # one of `PROMPT_FORMATS`
     "Choose the prompt format of a model, and check that the model supports it."
     if prompt_format and prompt_format not in PROMPT_FORMATS:
-        raise ValueError(unknown("prompt format", prompt_format, PROMPT_FORMATS))
+        raise ValueError(unknown_name_message("prompt format", prompt_format, PROMPT_FORMATS))
     if prompt_format in ("chat", "prefill") and not tokenizer.chat_template:
         raise ValueError(f"prompt format {prompt_format!r} needs a chat template, and this model has none: "
                          "use 'completion'")
@@ -148,7 +148,7 @@ def audit_prompts(
     names = read_names() if names is None else names
     known = list(questions["scenario"].unique())
     for scenario in scenarios or ():
-        if scenario not in known: raise ValueError(unknown("scenario", scenario, known))
+        if scenario not in known: raise ValueError(unknown_name_message("scenario", scenario, known))
     prompt_format = choose_prompt_format(tokenizer, prompt_format)
     chosen = questions[questions["scenario"].isin(scenarios or known)].to_dict("records")
     rows = [question | person | fill_template(tokenizer, question, person["name"], prompt_format)

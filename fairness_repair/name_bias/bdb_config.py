@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..core import paths, unknown
+from ..core import paths, unknown_name_message
 from .audit import PROMPT_FORMATS
 
 # %% ../../nbs/name_bias/06_bdb_config.ipynb #c005
@@ -100,8 +100,8 @@ def check_config(
         if (value := getattr(config, name)) < 1: raise ValueError(f"{name} = {value}: must be at least 1")
     parse_shares(config.top_share_grid)
     if config.prompt_format and config.prompt_format not in PROMPT_FORMATS:
-        raise ValueError(unknown("prompt format", config.prompt_format, PROMPT_FORMATS))
-    if config.scale not in SCALES: raise ValueError(unknown("scale", config.scale, SCALES))
+        raise ValueError(unknown_name_message("prompt format", config.prompt_format, PROMPT_FORMATS))
+    if config.scale not in SCALES: raise ValueError(unknown_name_message("scale", config.scale, SCALES))
     if config.ablation_answers < 0:
         raise ValueError(f"ablation_answers = {config.ablation_answers}: must be at least 0")
     if not config.temperature > 0: raise ValueError(f"temperature = {config.temperature}: must be above 0")
@@ -135,9 +135,9 @@ class Condition:
 
     def __post_init__(self):
         if self.unit_type not in UNIT_TYPES:
-            raise ValueError(unknown("unit type", self.unit_type, UNIT_TYPES))
+            raise ValueError(unknown_name_message("unit type", self.unit_type, UNIT_TYPES))
         strategies = ("original", *LEARNED, *CONTROLS)
-        if self.strategy not in strategies: raise ValueError(unknown("strategy", self.strategy, strategies))
+        if self.strategy not in strategies: raise ValueError(unknown_name_message("strategy", self.strategy, strategies))
         if (self.unit_type, self.strategy) == ("heads (ablation)", "groups-swapped"):
             raise ValueError("ablation does not compare groups: 'groups-swapped' needs 'weights' or 'heads'")
 

@@ -14,7 +14,7 @@ from operator import and_
 
 import numpy as np, torch
 
-from ..core import unknown
+from ..core import unknown_name_message
 from ..language.generation import accepts, batches, pad_left
 from ..language.models import LM
 from .weights import ProjectionMatrix, WeightMask, projection_matrices
@@ -158,7 +158,7 @@ def source_prompts(
     rules = {"prompt-specific": lambda other: other == key,
              "within-context": lambda other: other[0] == key[0] and other != key,
              "cross-context": lambda other: other[0] != key[0]}
-    if strategy not in rules: raise ValueError(unknown("strategy", strategy, rules))
+    if strategy not in rules: raise ValueError(unknown_name_message("strategy", strategy, rules))
     found = [other for other in keys if rules[strategy](other)]
     if not found: raise ValueError(f"{strategy} repair of {key}: no other prompts to learn from")
     return found

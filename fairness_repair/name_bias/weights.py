@@ -284,7 +284,7 @@ def save_pruned(
     int_type = lambda name: np.int32 if math.prod(mask.shapes[name]) <= 2**31 else np.int64
     save_file({name: i.astype(int_type(name)) for name, i in mask.indices.items()}, folder/"mask.safetensors")
     record = dict(model=lm.name, pruned=len(mask), weights=mask.total, shapes=mask.shapes)
-    (folder/"mask.json").write_text(json.dumps(record) + "\n")
+    (folder/"mask.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return folder
 
 # %% ../../nbs/name_bias/03_weights.ipynb #c050
@@ -295,4 +295,5 @@ def load_mask(
     path = Path(folder)/"mask.json"
     if not path.exists():
         raise ValueError(f"no {path.name} in {folder}: not a folder that save_pruned has finished")
-    return WeightMask(json.loads(path.read_text())["shapes"], load_file(path.with_suffix(".safetensors")))
+    shapes = json.loads(path.read_text(encoding="utf-8"))["shapes"]
+    return WeightMask(shapes, load_file(path.with_suffix(".safetensors")))
