@@ -137,7 +137,8 @@ class Condition:
         if self.unit_type not in UNIT_TYPES:
             raise ValueError(unknown_name_message("unit type", self.unit_type, UNIT_TYPES))
         strategies = ("original", *LEARNED, *CONTROLS)
-        if self.strategy not in strategies: raise ValueError(unknown_name_message("strategy", self.strategy, strategies))
+        if self.strategy not in strategies:
+            raise ValueError(unknown_name_message("strategy", self.strategy, strategies))
         if (self.unit_type, self.strategy) == ("heads (ablation)", "groups-swapped"):
             raise ValueError("ablation does not compare groups: 'groups-swapped' needs 'weights' or 'heads'")
 
