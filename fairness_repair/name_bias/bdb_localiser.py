@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 
-from ..language.heads import dropped
+from ..language.heads import with_heads_dropped
 from ..language.models import LM
 from .answers import sample_answers
 from .bdb_audit import Audit, cached_on_object, digest
@@ -68,7 +68,7 @@ def ablate(self:Localiser,
     def compute():
         audit.n_sampled += len(parts)
         options = audit.sampling_options(seed) | dict(answers_per_prompt=config.ablation_answers)
-        with dropped(self.lm.model, np.arange(self.lm.n) == head):
+        with with_heads_dropped(self.lm.model, np.arange(self.lm.n_heads_total) == head):
             answers = iter(sample_answers(self.lm, pd.concat(parts)["text"], **options))
         return [measure(key, [next(answers) for _ in part["text"]]) for key, part in zip(audit.keys, parts)]
     about = dict(head=head, draws=config.ablation_answers, scale=config.scale,
@@ -81,11 +81,11 @@ def ablation_mask(self:Localiser,
     keys, # (scenario, variation) of the source prompts
 ) -> np.ndarray: # drop mask: bool, shape (heads,)
     "Choose the heads whose ablation lowers the mean |SMD| most and keeps 90 % of the inlier ratio."
-    found = np.array([[self.ablate(head)[key] for key in keys] for head in range(-1, self.lm.n)])
+    found = np.array([[self.ablate(head)[key] for key in keys] for head in range(-1, self.lm.n_heads_total)])
     bias, inliers = np.abs(found[..., 0]).mean(1), found[..., 1].mean(1)
     allowed = np.where(inliers >= .9*inliers[0], bias, np.nan) # the unmodified model first
     n_best = self.config.n_minority_heads - self.config.n_majority_heads
-    return heads_by_ablation(lambda drop_masks: allowed, self.lm.n, n_best=n_best)
+    return heads_by_ablation(lambda drop_masks: allowed, self.lm.n_heads_total, n_best=n_best)
 
 # %% ../../nbs/name_bias/08_bdb_localiser.ipynb #c012
 @patch
@@ -159,7 +159,8 @@ def with_mask_dropped(
     mask,  # a `WeightMask`, or bool, shape (heads,)
 ): # a context manager
     "Drop weights or heads inside a `with` block."
-    return dropped(lm.model, mask) if isinstance(mask, np.ndarray) else with_weights_dropped(lm, mask)
+    if isinstance(mask, np.ndarray): return with_heads_dropped(lm.model, mask)
+    return with_weights_dropped(lm, mask)
 
 def repaired_answers(
     localiser:Localiser,

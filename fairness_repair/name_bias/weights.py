@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..language.heads import candidates, find_blocks, head_width
-from ..language.models import LM, quiet
+from ..language.heads import find_blocks, find_output_projections, head_width
+from ..language.models import LM, no_progress_bars
 
 # %% ../../nbs/name_bias/03_weights.ipynb #c005
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def find_block_matrices(
     block:nn.Module, # one decoder layer
     width:int,       # of all heads together
 ) -> list:           # (part, path inside the block, module), in the order of the model
-    "Find the projection matrices of one layer; `candidates` identifies the attention output projection."
-    output, found = candidates(block, width), []
+    "Find the projection matrices of one layer."
+    output, found = find_output_projections(block, width), []
     for name, module in block.named_modules():
         if not isinstance(module, (nn.Linear, Conv1D)): continue
         last_name = name.split(".")[-1]
@@ -279,7 +279,7 @@ def save_pruned(
     "Save the pruned model, its tokenizer, `mask.safetensors` and `mask.json`."
     folder = Path(folder)
     (folder/"mask.json").unlink(missing_ok=True)
-    with with_weights_dropped(lm, mask), quiet(): lm.model.save_pretrained(folder)
+    with with_weights_dropped(lm, mask), no_progress_bars(): lm.model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
     int_type = lambda name: np.int32 if math.prod(mask.shapes[name]) <= 2**31 else np.int64
     save_file({name: i.astype(int_type(name)) for name, i in mask.indices.items()}, folder/"mask.safetensors")
