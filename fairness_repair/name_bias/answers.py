@@ -138,6 +138,7 @@ AMOUNT = re.compile(amount_pattern())
 RANGE = re.compile(rf"(?P<between>between\s+)?{amount_pattern(1)}\s*(?P<link>-|to|and)\s*{amount_pattern(2)}")
 NUMBER_WORDS = re.compile(rf"\b(?:a )?(?:{_WORD})(?:(?: and | a |[ -])(?:{_WORD}))*\b")
 
+# %% ../../nbs/name_bias/01_answers.ipynb #c017x
 class Amount(NamedTuple):
     position: int # of its first character in the text
     value: float

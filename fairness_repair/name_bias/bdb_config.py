@@ -10,6 +10,7 @@ __all__ = ['SCALES', 'AT_LEAST_1', 'UNIT_TYPES', 'LEARNED', 'CONTROLS', 'STORED_
 from dataclasses import dataclass, replace
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core import paths, unknown_name_message
 from .audit import PROMPT_FORMATS
@@ -46,12 +47,14 @@ class AuditConfig:
     batch: int = 256          # answers at a time
     seeds: int = 1
 
-    def to_record(self) -> dict:
-        "Return the settings that stored answers depend on, under their stored keys, which never change."
-        return dict(draws=self.answers_per_prompt, temperature=self.temperature, new_tokens=self.new_tokens,
-                    batch=self.batch, dtype=self.dtype, scale=self.scale, heard=self.answers_for_localisation,
-                    tau_min=self.minority_top_share, tau_maj=self.majority_top_share,
-                    most=self.n_minority_heads, less=self.n_majority_heads, knocks=self.ablation_answers)
+# %% ../../nbs/name_bias/06_bdb_config.ipynb #c005w
+@patch
+def to_record(self:AuditConfig) -> dict:
+    "Return the settings that stored answers depend on, under their stored keys, which never change."
+    return dict(draws=self.answers_per_prompt, temperature=self.temperature, new_tokens=self.new_tokens,
+                batch=self.batch, dtype=self.dtype, scale=self.scale, heard=self.answers_for_localisation,
+                tau_min=self.minority_top_share, tau_maj=self.majority_top_share,
+                most=self.n_minority_heads, less=self.n_majority_heads, knocks=self.ablation_answers)
 
 # %% ../../nbs/name_bias/06_bdb_config.ipynb #c007
 def preset(
@@ -110,6 +113,7 @@ def check_config(
                          f"there are only {config.answers_per_prompt} answers per prompt")
     return config
 
+# %% ../../nbs/name_bias/06_bdb_config.ipynb #c008w
 def audit_config(
     model:str, # as for `load`
     **changes  # fields of `AuditConfig`; "" and -1 keep the preset's value
@@ -125,6 +129,7 @@ CONTROLS = ("random", "groups-swapped")
 # names in recorded results, which never change
 STORED_NAMES = {"heads (ablation)": "heads by knock-out", "groups-swapped": "reverse"}
 
+# %% ../../nbs/name_bias/06_bdb_config.ipynb #c010x
 @dataclass(frozen=True)
 class Condition:
     "Say what is dropped, and from which prompts this is learned."
@@ -144,23 +149,31 @@ class Condition:
 
     @property
     def label(self) -> str: return f"{self.unit_type}, {self.strategy}" # in tables and figures
-    @property
-    def source_strategy(self) -> str: # controls are derived from the prompt-specific repair
-        return "prompt-specific" if self.strategy in CONTROLS else self.strategy
-    @property
-    def random_baseline(self): # the condition to compare with
-        return Condition("weights" if self.unit_type == "weights" else "heads", "random")
 
-    def top_shares(self, config:AuditConfig) -> tuple[float, float]: # minority, majority
-        "Return the condition's top shares, or the configured ones."
-        names = ("minority_top_share", "majority_top_share")
-        return tuple(getattr(config if getattr(self, name) is None else self, name) for name in names)
+# %% ../../nbs/name_bias/06_bdb_config.ipynb #c010v
+@patch(as_prop=True)
+def source_strategy(self:Condition) -> str:
+    "Return the strategy that names the source prompts; controls are derived from the prompt-specific repair."
+    return "prompt-specific" if self.strategy in CONTROLS else self.strategy
 
-    def to_record(self, config:AuditConfig) -> dict:
-        "Return what a repair depends on, under its stored keys, which never change."
-        stored = config.to_record()
-        kind, strategy = (STORED_NAMES.get(name, name) for name in (self.unit_type, self.strategy))
-        if self.unit_type == "weights": sizes = dict(zip(("tau_min", "tau_maj"), self.top_shares(config)))
-        else: sizes = {key: stored[key] for key in ("most", "less")}
-        if self.unit_type == "heads (ablation)": sizes |= {key: stored[key] for key in ("knocks", "scale")}
-        return dict(kind=kind, strategy=strategy, heard=stored["heard"]) | sizes
+@patch(as_prop=True)
+def random_baseline(self:Condition) -> Condition:
+    "Return the random baseline to compare with."
+    return Condition("weights" if self.unit_type == "weights" else "heads", "random")
+
+# %% ../../nbs/name_bias/06_bdb_config.ipynb #c011v
+@patch
+def top_shares(self:Condition, config:AuditConfig) -> tuple[float, float]: # minority, majority
+    "Return the condition's top shares, or the configured ones."
+    names = ("minority_top_share", "majority_top_share")
+    return tuple(getattr(config if getattr(self, name) is None else self, name) for name in names)
+
+@patch
+def to_record(self:Condition, config:AuditConfig) -> dict:
+    "Return what a repair depends on, under its stored keys, which never change."
+    stored = config.to_record()
+    kind, strategy = (STORED_NAMES.get(name, name) for name in (self.unit_type, self.strategy))
+    if self.unit_type == "weights": sizes = dict(zip(("tau_min", "tau_maj"), self.top_shares(config)))
+    else: sizes = {key: stored[key] for key in ("most", "less")}
+    if self.unit_type == "heads (ablation)": sizes |= {key: stored[key] for key in ("knocks", "scale")}
+    return dict(kind=kind, strategy=strategy, heard=stored["heard"]) | sizes
