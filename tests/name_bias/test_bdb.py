@@ -8,7 +8,7 @@ from fairness_repair.name_bias.audit import audit_prompts, read_names, read_ques
 from fairness_repair.name_bias.bdb_config import audit_config
 from fairness_repair.core import paths
 from fairness_repair.language.models import load
-from fairness_repair.name_bias.price_tag import read_truth
+from fairness_repair.name_bias.planted_bias import load_planted_masks
 from fairness_repair.name_bias.weights import projection_matrices
 
 import needs
@@ -134,7 +134,7 @@ def test_answers_follow_the_model_of_the_chat():
 def test_truth_belongs_to_the_weights():
     "Where the truth says a weight was planted there is one, and reserved rows hold nothing else."
     lm = load("price-tag")
-    truth, matrices = read_truth(lm), projection_matrices(lm)
+    truth, matrices = load_planted_masks(lm), projection_matrices(lm)
     for mask in truth.values():
         for name, positions in mask.indices.items():
             assert (matrices[name].weight.view(-1)[positions] != 0).all()

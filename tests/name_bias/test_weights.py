@@ -11,7 +11,7 @@ from fairness_repair.language.models import LM, load
 from fairness_repair.name_bias.weights import (WeightMask, empty_mask, load_mask, mask_table, overlap,
                                                projection_matrices, random_mask, save_pruned,
                                                with_weights_dropped)
-from test_heads import H, L, V, batch, build, by_structure, fingerprint, gqa, listed, logits, tokenizer
+from families import H, L, V, batch, build, by_structure, fingerprint, gqa, listed, logits, tokenizer
 
 refused = ("mixtral", "deepseek_v3")
 kinds = [*listed, *(kind for kind in by_structure if kind not in refused)]
