@@ -55,7 +55,7 @@ def _plot_groups(
         ax.axvline(mean.mean(), color=c, lw=.8, ls=":")
     ax.set(yticks=at, yticklabels=rows.index, ylim=(-.6, len(rows) - .4), title="Toxicity per group",
            xlabel="mean toxicity, 95 % interval\n(equal is fair)")
-    ax.set_xlim(left=0)
+    ax.set_xlim(0, 1.05*ax.get_xlim()[1])
     ax.legend(fontsize="x-small", loc="lower right")
 
 # %% ../../nbs/app/06_figures.ipynb #c014
