@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat, pytest
 from nbconvert import MarkdownExporter
 
-from fairness_repair.core import _assigned, paths
+from fairness_repair.core import literal_assignments, paths
 
 root, package = paths.root, paths.root/"fairness_repair"
 notebooks = sorted(p for p in paths.nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -70,7 +70,7 @@ def test_research_question_has_parameters_and_exports_nothing(nb):
     code = cells(nb)
     tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1
-    assert all(kind in ("int", "float", "str", "bool") for kind, _ in _assigned(tagged[0].source).values())
+    assert all(kind in ("int", "float", "str", "bool") for kind, _ in literal_assignments(tagged[0].source).values())
     assert any("check_parameters(In)" in c.source for c in code)
     assert not any(c.source.startswith("#| export") for c in code)
 

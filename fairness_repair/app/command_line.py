@@ -10,7 +10,7 @@ import argparse, sys
 from fastcore.docments import docments
 
 from .pipeline import repair
-from ..core import unknown
+from ..core import unknown_name_message
 
 # %% ../../nbs/app/10_command_line.ipynb #c005
 def _make_parser() -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def _unknown_option(
 ) -> str:
     "Write the error message for an unknown option."
     option = next((a.split("=")[0] for a in rest if a.startswith("-")), rest[0])
-    return unknown("option", option, known)
+    return unknown_name_message("option", option, known)
 
 def main(
     arguments=None, # list of str; None: those of the command line

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import transformers
 
-from ..core import unknown
+from ..core import unknown_name_message
 from ..language.models import check_config, dtypes, explain, find
 from ..language.prompts import load_prompts
 from ..language.texts import load_text
@@ -101,10 +101,10 @@ def check_job(
     **changes,       # fields of `Protocol`; "" and -1 use the preset
 ) -> Job:            # or an error that names the bad value and what is allowed
     "Check everything that can be checked without loading a model."
-    if method not in REPAIR_METHODS: raise ValueError(unknown("method", method, REPAIR_METHODS))
+    if method not in REPAIR_METHODS: raise ValueError(unknown_name_message("method", method, REPAIR_METHODS))
     if seed < 0: raise ValueError(f"seed = {seed}: needs 0 or more")
     settings = protocol(str(model), **changes, seeds=1)
-    if settings.dtype not in dtypes: raise ValueError(unknown("dtype", settings.dtype, dtypes))
+    if settings.dtype not in dtypes: raise ValueError(unknown_name_message("dtype", settings.dtype, dtypes))
     job = Job(str(model), Path(out).expanduser(), method, seed, settings)
     _check_folder(job.out, job.config)
     _check_model(job.model)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
 
-from ..core import fetch, slug, unknown
+from ..core import fetch, slug, unknown_name_message
 from .fasp import single_heads
 from ..language.models import shipped
 from ..toy_models.organism import load_truth, settings as built
@@ -29,7 +29,7 @@ def published_name(
 ) -> str:      # a key of `hub_ids`
     "The published model that is meant."
     known = {name.lower(): name for name in hub_ids}
-    if (found := known.get(slug(model).lower())) is None: raise ValueError(unknown("published model", model, [*hub_ids, *shipped]))
+    if (found := known.get(slug(model).lower())) is None: raise ValueError(unknown_name_message("published model", model, [*hub_ids, *shipped]))
     return found
 
 # %% ../../nbs/pruning/05_published_scores.ipynb #c008

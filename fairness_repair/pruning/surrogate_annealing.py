@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from ..language.models import pick_device
+from ..core import pick_device
 from ..search import Ledger, SearchResult, _run, log_cooling
 from ..states import Space, _random_states
 from .surrogates import MLPSurrogate
@@ -353,14 +353,14 @@ class _Team:
 
     def settle(self):
         "Evaluate the starts, as far as the budget goes."
-        left = self.ledger.budget.left(sum(len(g.rngs) for g in self.groups))
+        left = self.ledger.budget.affordable(sum(len(g.rngs) for g in self.groups))
         self.ledger.budget.spend(left)
         return np.concatenate([np.zeros(0), *(costs for _, costs in self._each(lambda g, live, first: g.settle(live), left))])
 
     def walk(self, T, always=False): # costs of whole steps (steps, chains), share of moves accepted
         "A step for each column of T, as far as the budget goes."
         chains, steps = T.shape
-        full, rest = divmod(self.ledger.budget.left(T.size), chains)
+        full, rest = divmod(self.ledger.budget.affordable(T.size), chains)
         worst, found = self.ledger.costs[-1] if len(self.ledger.costs) == self.ledger.keep else np.inf, []
         part = lambda columns: lambda g, live, first: g.walk(live, T[first:first + live, columns], always, worst)
         if full: found = self._each(part(slice(full)), chains)
