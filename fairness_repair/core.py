@@ -78,7 +78,7 @@ def unknown_name_message(
 # %% ../nbs/00_core.ipynb #c014
 def registry() -> dict: # name -> row of data/registry.csv
     "List the files that can be fetched."
-    with open(paths.data/"registry.csv", newline="") as f: return {row["name"]: row for row in csv.DictReader(f)}
+    with open(paths.data/"registry.csv", newline="", encoding="utf-8") as f: return {row["name"]: row for row in csv.DictReader(f)}
 
 # %% ../nbs/00_core.ipynb #c016
 def sha256(path:Path, # any file
@@ -232,7 +232,7 @@ def git_commit() -> str: # as `head_commit`
 # %% ../nbs/00_core.ipynb #c035
 def _processor() -> str:
     "Return the processor's name as the system gives it."
-    try: return re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]
+    try: return re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))[1]
     except (OSError, TypeError): return platform.processor() or platform.machine()
 
 def hardware() -> str: # one line

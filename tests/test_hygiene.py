@@ -91,6 +91,16 @@ def test_pins_agree():
     assert all("==" in p for p in pins)
 
 
+def test_text_files_name_their_encoding():
+    "Another locale reads and writes the same bytes."
+    for file in modules:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call): continue
+            name, said = ast.unparse(node.func).split(".")[-1], ast.unparse(node)
+            text = name in ("read_text", "write_text") or ast.unparse(node.func) == "open" and not re.search(r"['\"][rwa]b['\"]", said)
+            assert not text or "encoding=" in said, f"{file.name}: {said[:80]}"
+
+
 def test_unsafe_calls_are_absent():
     assert len(modules) > 40
     for file in modules:

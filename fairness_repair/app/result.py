@@ -101,6 +101,7 @@ def _scorer_limit(
         return "Toxicity was judged by a list of words: a word that is not on the list does not count."
     return f"Toxicity was judged by the classifier {slug(scorer)}: its errors may differ between groups."
 
+# %% ../../nbs/app/04_result.ipynb #c022
 def _change_limits(result) -> list: # sentences
     "List the limits of a change."
     bias, _, per_toxicity, toxicity, perplexity = (row for _, row in result.table.iterrows())
@@ -114,7 +115,7 @@ def _change_limits(result) -> list: # sentences
         found.append(f"Perplexity rose by more than the factor {limit} that a repair should not exceed.")
     return found + [f"This is one search with one seed ({result.job.seed}); another may find other heads."]
 
-# %% ../../nbs/app/04_result.ipynb #c020
+# %% ../../nbs/app/04_result.ipynb #c023
 def list_limits(
     result:RepairResult,
 ) -> list: # sentences
@@ -130,7 +131,7 @@ def list_limits(
     return found + [f"Perplexity was measured on {sizes['tokens']:,} tokens of {slug(s.text)}; it says "
                     "little about knowledge, and nothing about how well instructions are followed."]
 
-# %% ../../nbs/app/04_result.ipynb #c023
+# %% ../../nbs/app/04_result.ipynb #c026
 def _describe_search(job) -> dict: # name -> text
     "Describe how the heads were chosen."
     s = job.settings
