@@ -12,7 +12,7 @@ from pathlib import Path
 import transformers
 
 from ..core import unknown_name_message
-from ..language.models import check_config, dtypes, explain, find
+from ..language.models import DTYPES, check_config, load_errors, resolve_source
 from ..language.prompts import load_prompts
 from ..language.texts import load_text
 from ..language.toxicity import load_scorer
@@ -79,9 +79,10 @@ def _check_model(
     name:str, # as for `load`
 ):
     "Refuse a model that cannot be found or has no heads to drop."
-    source, local = find(name)
+    source, local = resolve_source(name)
     options = dict(trust_remote_code=False, local_files_only=local)
-    with explain(name, "configuration"): config = transformers.AutoConfig.from_pretrained(source, **options)
+    with load_errors(name, "configuration"):
+        config = transformers.AutoConfig.from_pretrained(source, **options)
     check_config(name, config)
 
 def _check_data(
@@ -104,7 +105,7 @@ def check_job(
     if method not in REPAIR_METHODS: raise ValueError(unknown_name_message("method", method, REPAIR_METHODS))
     if seed < 0: raise ValueError(f"seed = {seed}: needs 0 or more")
     settings = protocol(str(model), **changes, seeds=1)
-    if settings.dtype not in dtypes: raise ValueError(unknown_name_message("dtype", settings.dtype, dtypes))
+    if settings.dtype not in DTYPES: raise ValueError(unknown_name_message("dtype", settings.dtype, DTYPES))
     job = Job(str(model), Path(out).expanduser(), method, seed, settings)
     _check_folder(job.out, job.config)
     _check_model(job.model)

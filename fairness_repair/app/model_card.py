@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from .figures import caption_figures
 from .result import RepairResult, describe_settings, join_heads, list_limits, text_table
 from ..core import slug
-from ..language.models import built_in
+from ..language.models import BUILT_IN_MODELS
 from ..report import markdown
 
 # %% ../../nbs/app/08_model_card.ipynb #c005
@@ -22,7 +22,7 @@ def _header(
     model:str, # as for `load`
 ) -> ModelCardData:
     "Write the header; a hub model is named as the base model."
-    local = model in built_in or Path(model).expanduser().is_dir()
+    local = model in BUILT_IN_MODELS or Path(model).expanduser().is_dir()
     return ModelCardData(library_name="transformers", pipeline_tag="text-generation",
                          tags=["fairness", "pruning", "fairness_repair"], base_model=None if local else model)
 

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .job import Job
 from .verdict import N_RESAMPLES, format_number, format_p
 from ..core import slug
-from ..language.heads import as_heads
+from ..language.heads import mask_to_heads
 
 # %% ../../nbs/app/04_result.ipynb #c005
 @dataclass(repr=False)
@@ -41,7 +41,7 @@ class RepairResult:
     @property
     def saved(self) -> bool: return self.status in ("repaired", "not significant")
     @property
-    def heads(self) -> list: return as_heads(self.drop_mask, self.grid[1]) # [layer, head] pairs
+    def heads(self) -> list: return mask_to_heads(self.drop_mask, self.grid[1]) # [layer, head] pairs
     @property
     def checkpoint(self) -> Path|None: return self.job.out/"model" if self.saved else None
     @property

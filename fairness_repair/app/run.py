@@ -18,7 +18,7 @@ from .selection import Choice, build_repair_evaluators, choose_heads
 from .verdict import N_RESAMPLES, compare, judge
 from ..core import provenance, slug
 from ..language.evaluator import Bench
-from ..language.heads import as_heads
+from ..language.heads import mask_to_heads
 from ..language.models import LM
 from ..metrics import bias_p_value, group_rates
 from ..states import Space, random_states
@@ -48,7 +48,7 @@ def _relative_to_original(
 ) -> pd.DataFrame: # bias and perplexity, the original model's = 1
     "Measure masks relative to the original model."
     if not len(masks): return pd.DataFrame(columns=["bias", "perplexity"], dtype=float)
-    original = evaluator(np.zeros((1, evaluator.lm.n), bool)).iloc[0]
+    original = evaluator(np.zeros((1, evaluator.lm.n_heads_total), bool)).iloc[0]
     return evaluator(masks)[["bias", "perplexity"]]/original[["bias", "perplexity"]].astype(float)
 
 # %% ../../nbs/app/05_run.ipynb #c012
@@ -110,7 +110,7 @@ def run_job(
     verdict = judge(found["table"], mask, axis=s.axis, limit=s.limit, reason=choice.reason)
     measured, reused = (sum(getattr(e, name) for e in evaluators.values()) for name in ("measured", "reused"))
     record = provenance(config=job.config, weights=lm.weights_hash(), verdict=verdict.sentence,
-                        dropped=as_heads(mask, lm.n_heads), measured=measured, reused=reused,
+                        dropped=mask_to_heads(mask, lm.n_heads), measured=measured, reused=reused,
                         seconds=round(time.perf_counter() - start, 1))
     grid, name = (lm.n_layers, lm.n_heads), repr(replace(lm, name=slug(lm.name)))
     return RepairResult(job, name, grid, mask, *verdict, record=record, **found)

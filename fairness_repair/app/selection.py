@@ -44,7 +44,7 @@ def _scan_heads(
 ) -> _HeadScan:
     "Drop each head alone and measure what the settings need."
     reader, name = evaluators["reader"], ("", 0)
-    perplexity, bias = np.zeros(reader.lm.n), np.full(reader.lm.n, np.inf)
+    perplexity, bias = np.zeros(reader.lm.n_heads_total), np.full(reader.lm.n_heads_total, np.inf)
     if protected_share or with_bias:
         perplexity = knock_out({name: reader}, progress=progress)["perplexity"].to_numpy()[1:]
     free = free_heads(perplexity, protected_share)
@@ -86,7 +86,7 @@ def choose_heads(
 ) -> Choice:
     "Search on one split and choose on another."
     s = job.settings
-    original = np.zeros(evaluators["search"].lm.n, bool)
+    original = np.zeros(evaluators["search"].lm.n_heads_total, bool)
     rows = {split: evaluators[split](original).iloc[0] for split in ("search", "selection")}
     for split, row in rows.items():
         if why := nothing_to_repair(row): return Choice(original, None, f"{s.axis} {why} on the {split} data")
