@@ -7,7 +7,9 @@ import json, sqlite3
 import numpy as np, pytest
 
 from fairness_repair.pruning.attention_pruning import Fractions, Objective, propose
-from fairness_repair.name_bias.bdb import Experiment, design
+from fairness_repair.name_bias.bdb_audit import Audit
+from fairness_repair.name_bias.bdb_config import Condition, audit_config
+from fairness_repair.name_bias.bdb_localiser import Localiser, repaired_answers
 from fairness_repair.core import paths
 from fairness_repair.language.models import load
 from fairness_repair.tabular.neufair import questions
@@ -59,7 +61,7 @@ def search_id(store, lm, name, method):
     propose(method, objective, Space(int(objective.free.sum()), 1, 5), samples=20, keep=4, seed=7)
 
 
-def audit_id(store, lm, name, call): getattr(Experiment(lm, design(name), store), call[0])(*call[1:])
+def localiser(store, lm, name): return Localiser(Audit(lm, audit_config(name), store))
 
 
 def tiny(): return bench_ids(load("tiny"), "tiny", axis="race")
@@ -68,9 +70,11 @@ def tiny_searches(): return {method: asked(search_id, load("tiny"), "tiny", meth
 def smollm2(): return bench_ids(load("smollm2-135m", dtype="bfloat16"), "smollm2-135m", prompts="tiny", text="tiny")
 def price_tag():
     lm = load("price-tag")
-    calls = {"original": ("original", 1), "one head": ("without_head", 3), "weights": ("answers", "weights", "original"),
-             "one repair": ("facts", "precision", "weights", "prompt-specific", None)}
-    return {name: asked(audit_id, lm, "price-tag", call) for name, call in calls.items()}
+    calls = {"original": lambda store: localiser(store, lm, "price-tag").audit.original_answers(1),
+             "one head": lambda store: localiser(store, lm, "price-tag").ablate(3),
+             "weights": lambda store: repaired_answers(localiser(store, lm, "price-tag"), Condition("weights", "original")),
+             "one repair": lambda store: localiser(store, lm, "price-tag").facts_per_variation("precision", Condition("weights", "prompt-specific"), None)}
+    return {name: asked(call) for name, call in calls.items()}
 def neufair():
     asked = questions("all", networks="quick", seeds=1, by=("SA", "SA, paper", "RW, paper"), budget=1000, metric="eod", penalty=2., threshold=.95)
     return {f"{q['dataset']} {q['protected']} {q['by']}": protocol_id(q) for q in asked}
@@ -99,7 +103,6 @@ def test_recorded_searches_are_found():
     with Store(paths.data/"results"/"neufair-authors.sqlite") as store:
         assert not store.unanswered(questions("all", networks="authors", seeds=12, by=("SA", "SA, paper", "RW, paper"), budget=20000, metric="eod", penalty=3., threshold=.98))
     with Store(paths.data/"results"/"bdb-price-tag.sqlite") as store:
-        lm, settings = load("price-tag"), design("price-tag")
-        experiment = Experiment(lm, settings, store)
-        experiment.original(0)
-        assert experiment.asked == 0
+        found = localiser(store, load("price-tag"), "price-tag")
+        for condition in found.audit.conditions: repaired_answers(found, condition)
+        assert found.audit.n_sampled == 0

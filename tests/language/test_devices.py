@@ -6,7 +6,9 @@ import numpy as np, pytest, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fairness_repair.pruning.attention_pruning import Surrogates
-from fairness_repair.name_bias.bdb import Experiment, design
+from fairness_repair.name_bias.bdb_audit import Audit
+from fairness_repair.name_bias.bdb_config import Condition, audit_config
+from fairness_repair.name_bias.bdb_localiser import Localiser, repaired_answers
 from fairness_repair.pruning.surrogate_annealing import anneal_surrogates
 from fairness_repair.language.generation import generate
 from fairness_repair.language.heads import prune, with_heads_dropped
@@ -17,7 +19,7 @@ from fairness_repair.states import Space, random_states
 from fairness_repair.store import Store
 from fairness_repair.pruning.surrogates import MLPSurrogate, Scaling
 from fairness_repair.language.batched import measure_together
-from fairness_repair.name_bias.weights import Mask, masked, projections
+from fairness_repair.name_bias.weights import WeightMask, with_weights_dropped, projection_matrices
 
 state, *states = random_states(Space(16, 1, 8), 4, rng=1)
 
@@ -47,13 +49,15 @@ def pruned(lm):
     return lm.weights_hash()
 
 def without_weights(lm):
-    shapes = {name: site.shape for name, site in projections(lm).items()}
-    with masked(lm, Mask(shapes, {name: np.arange(7) for name in shapes})): inside = lm.weights_hash()
+    shapes = {name: site.shape for name, site in projection_matrices(lm).items()}
+    with with_weights_dropped(lm, WeightMask(shapes, {name: np.arange(7) for name in shapes})): inside = lm.weights_hash()
     return inside, lm.weights_hash()
 
 def audited(lm):
-    experiment = Experiment(lm, design("price-tag", variations=2, each=1, swept=1, grid="0.15"), Store(":memory:"))
-    return [experiment.answers(kind, strategy)["value"].to_numpy() for kind, strategy in (("weights", "original"), ("weights", "prompt-specific"), ("heads", "prompt-specific"))], experiment.without_head(1)
+    config = audit_config("price-tag", variations=2, variations_per_source=1, sweep_variations=1, top_share_grid="0.15")
+    localiser = Localiser(Audit(lm, config, Store(":memory:")))
+    conditions = (Condition("weights", "original"), Condition("weights", "prompt-specific"), Condition("heads", "prompt-specific"))
+    return [repaired_answers(localiser, condition)["value"].to_numpy() for condition in conditions], localiser.ablate(1)
 
 
 def done_elsewhere(task, make, *args):
