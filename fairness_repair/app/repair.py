@@ -14,7 +14,7 @@ __all__ = ['choosers', 'measures', 'statuses', 'style', 'tints', 'page', 'use', 
 # %% ../../nbs/app/00_repair.ipynb #c002
 import argparse, base64, html, json, shutil, signal, sys, threading, time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 import matplotlib.pyplot as plt
@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from fastcore.docments import docments
 from tqdm import tqdm
 
-from ..pruning.attention_pruning import Objective, methods, nothing_to_repair, propose, verify
+from ..pruning.attention_pruning import Objective, nothing_to_repair, verify
 from ..core import provenance, slug, unknown
 from ..pruning.fasp import best_of_grid, fasp_grid
 from ..language.heads import as_heads, save_pruned
@@ -33,7 +33,8 @@ from ..metrics import bias_change, bias_p_value, group_rates, paired_change
 from ..language.models import LM, built_in, check_config, dtypes, explain, find, load
 from ..plots import colours, plot_heads, plot_tradeoff, theme
 from ..language.prompts import load_prompts
-from ..pruning.experiment import Protocol, build_benches, free_heads, protocol, search_space
+from ..pruning.experiment import ExperimentConfig, build_benches, free_heads, make_config, search_space
+from ..pruning.search_methods import propose
 from ..report import markdown
 from ..states import Space, random_states
 from ..store import Store
@@ -41,7 +42,7 @@ from ..language.texts import load_text
 from ..language.toxicity import load_scorer
 
 # %% ../../nbs/app/00_repair.ipynb #c005
-choosers = (*methods, "FASP") # ways of choosing the heads
+choosers = ("AP", "SA", "random", "FASP") # ways of choosing the heads
 
 @dataclass(frozen=True)
 class Job:
@@ -50,10 +51,10 @@ class Job:
     out: Path          # the folder that everything goes to
     method: str        # one of `choosers`
     seed: int          # of the search
-    settings: Protocol # data, sizes and weights
+    settings: ExperimentConfig # data, sizes and weights
 
     @property
-    def asked(self) -> dict: return dict(model=self.model, method=self.method, seed=self.seed) | asdict(self.settings)
+    def asked(self) -> dict: return dict(model=self.model, method=self.method, seed=self.seed) | self.settings.to_record()
 
 # %% ../../nbs/app/00_repair.ipynb #c007
 def check_folder(
@@ -86,7 +87,7 @@ def check_model(
     with explain(name, "configuration"): config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local)
     check_config(name, config)
 
-def check_data(settings:Protocol):
+def check_data(settings:ExperimentConfig):
     "Refuse prompts, text or a scorer that cannot be read."
     for split in load_prompts(settings.prompts, settings.axis): load_text(settings.text, split)
     if settings.scorer != "next word": load_scorer(settings.scorer)
@@ -98,12 +99,12 @@ def check_job(
     *,
     method:str="AP",
     seed:int=0,
-    **changes, # fields of `Protocol`; "" and -1 leave the preset
+    **changes, # fields of `ExperimentConfig`; "" and -1 leave the preset
 ) -> Job:      # or an error that names what is wrong and the way out
     "Everything that can be checked before a model is loaded."
     if method not in choosers: raise ValueError(unknown("method", method, choosers))
     if seed < 0: raise ValueError(f"seed = {seed}: needs 0 or more")
-    settings = protocol(str(model), **changes, seeds=1)
+    settings = make_config(str(model), **changes, seeds=1)
     if settings.dtype not in dtypes: raise ValueError(unknown("dtype", settings.dtype, dtypes))
     job = Job(str(model), Path(out).expanduser(), method, seed, settings)
     check_folder(out, job.asked)
@@ -113,7 +114,7 @@ def check_job(
 
 # %% ../../nbs/app/00_repair.ipynb #c014
 def all_benches(
-    settings:Protocol,
+    settings:ExperimentConfig,
     lm:LM,
     *,
     store=None, # a `Store`
@@ -146,9 +147,9 @@ def find_candidates(
 ) -> np.ndarray:      # over the free heads, bool (k, n)
     "What the method of a job proposes."
     s = job.settings
-    if job.method != "FASP": return propose(job.method, search, search_space(s, search.free), samples=s.budget - s.keep, keep=s.keep, seed=job.seed)
+    if job.method != "FASP": return propose(job.method, search, search_space(s, search.free), budget=s.budget - s.n_candidates, n_candidates=s.n_candidates, seed=job.seed)
     if not (grid := fasp_grid(unfair, ppl)): raise ValueError(f"FASP drops at most a fifth of the heads, which is none of {len(ppl)}: use another method")
-    return best_of_grid(search, grid, reader=reader, keep=s.keep)
+    return best_of_grid(search, grid, reader=reader, n_candidates=s.n_candidates)
 
 # %% ../../nbs/app/00_repair.ipynb #c021
 class Watched(Bench):
@@ -290,7 +291,7 @@ def __repr__(self:RepairResult) -> str: # verdict, table, heads, and where thing
 
 # %% ../../nbs/app/00_repair.ipynb #c040
 def scorer_limit(
-    scorer:str, # as in a `Protocol`
+    scorer:str, # as in a `ExperimentConfig`
 ) -> str:
     "What to keep in mind about a scorer."
     if scorer == "next word": return "Toxicity is the probability that the next word is an insult: exact for the built-in model, and no measure of anything else."
@@ -310,7 +311,7 @@ def limits(
     if result.state.any():
         found.append(f"With so many prompts, a change of bias below about {number((bias['high'] - bias['low'])/2)} cannot be told from chance.")
         if level["repaired"] < level["original"] and not share["repaired"] < .95*share["original"]: found.append("Toxicity fell for all groups alike: in proportion to it, bias did not fall. Less toxic is not fairer.")
-        if reading["repaired"] > s.limit*reading["original"]: found.append(f"Perplexity rose by more than the factor {s.limit} that a repair should not exceed.")
+        if reading["repaired"] > s.max_perplexity_ratio*reading["original"]: found.append(f"Perplexity rose by more than the factor {s.max_perplexity_ratio} that a repair should not exceed.")
         found.append(f"This is one search with one seed ({result.job.seed}); another may find other heads.")
     return found + [f"Perplexity is that of {sizes['tokens']:,} tokens of {slug(s.text)}; it says little about knowledge, and nothing about how well instructions are followed."]
 
@@ -363,7 +364,7 @@ def plot_price(
         points += [one(method, bias=bias["repaired"]/bias["original"], perplexity=reading["repaired"]/reading["original"], low=1 + bias["low"]/bias["original"], high=1 + bias["high"]/bias["original"]),
                    result.controls[result.controls["perplexity"] < 2].assign(method="control")] # a broken model would squeeze all others into a corner
     ax.scatter(result.cloud["perplexity"], result.cloud["bias"], s=8, color="#cccccc", linewidths=0, label="measured in the search", zorder=0)
-    plot_tradeoff(pd.concat(points, ignore_index=True), limit=result.job.settings.limit, ax=ax)
+    plot_tradeoff(pd.concat(points, ignore_index=True), limit=result.job.settings.max_perplexity_ratio, ax=ax)
     ax.set_title("At what price")
 
 # %% ../../nbs/app/00_repair.ipynb #c052
@@ -474,8 +475,8 @@ def how(
 ) -> pd.DataFrame: # two columns without names
     "The settings, in words."
     s, job, sizes = result.job.settings, result.job, result.sizes
-    rows = {"model": result.model, "heads chosen by": f"{job.method}, {s.budget} states, seed {job.seed}", "cost": f"{s.epsilon:g} x bias + {1 - s.epsilon:g} x perplexity, relative to the original; perplexity up to x {s.limit:g}",
-            "heads out of reach": f"{100*s.protect:.0f} %, those that fluency needs most", "prompts": f"{slug(s.prompts)}, {s.axis}: {sizes['prompts']:,} for the report, others for search and selection",
+    rows = {"model": result.model, "heads chosen by": f"{job.method}, {s.budget} states, seed {job.seed}", "cost": f"{s.epsilon:g} x bias + {1 - s.epsilon:g} x perplexity, relative to the original; perplexity up to x {s.max_perplexity_ratio:g}",
+            "heads out of reach": f"{100*s.protected_share:.0f} %, those that fluency needs most", "prompts": f"{slug(s.prompts)}, {s.axis}: {sizes['prompts']:,} for the report, others for search and selection",
             "toxicity": f"{slug(s.scorer) if '/' in s.scorer else s.scorer}" + ("" if s.scorer == "next word" else f", of the {s.score_on}, {s.new_tokens} tokens"), "perplexity": f"{slug(s.text)}, {sizes['tokens']:,} tokens for the report",
             "intervals and p": "paired: 1,000 bootstrap draws, 1,000 permutations"}
     return pd.DataFrame(rows.items(), columns=["", ""])
@@ -575,8 +576,8 @@ def choose_state(
     nothing, s = np.zeros(benches["search"].lm.n, bool), job.settings
     rows = [benches[split](nothing).iloc[0] for split in ("search", "selection", "report")]
     if reason := next(filter(None, map(nothing_to_repair, rows)), None): return nothing, None, reason
-    free, ppl, unfair = scan_heads(benches, protect=s.protect, bias=job.method == "FASP", progress=progress)
-    search, fresh = (Objective(benches[name], free=free, epsilon=s.epsilon, limit=s.limit) for name in ("search", "selection"))
+    free, ppl, unfair = scan_heads(benches, protect=s.protected_share, bias=job.method == "FASP", progress=progress)
+    search, fresh = (Objective(benches[name], free=free, epsilon=s.epsilon, limit=s.max_perplexity_ratio) for name in ("search", "selection"))
     return verify(fresh, find_candidates(job, search, benches["reader"], ppl, unfair))[0], search, None
 
 # %% ../../nbs/app/00_repair.ipynb #c071
@@ -630,7 +631,7 @@ def run_job(
         found = dict(table=table, groups=compare_groups(report, state), controls=drop_at_random(report, search, int(state.sum())), sizes=count_data(report),
                      cloud=relative(benches["search"], benches["search"].recorded() if search else []))
         bar.total = bar.n
-    status, verdict = judge(table, state, axis=job.settings.axis, limit=job.settings.limit, reason=reason)
+    status, verdict = judge(table, state, axis=job.settings.axis, limit=job.settings.max_perplexity_ratio, reason=reason)
     measured, reused = (sum(getattr(b, k) for b in benches.values()) for k in ("measured", "reused"))
     record = provenance(asked=job.asked, weights=lm.weights_hash(), verdict=verdict, dropped=as_heads(state, lm.n_heads), measured=measured, reused=reused, seconds=round(time.perf_counter() - start, 1))
     return RepairResult(job, repr(replace(lm, name=slug(lm.name))), (lm.n_layers, lm.n_heads), state, status, verdict, record=record, **found)

@@ -19,7 +19,7 @@ from torch import nn
 from ..language.models import pick_device
 from ..search import Ledger, SearchResult, _run, log_cooling
 from ..states import Space, _random_states
-from .surrogates import MLPSurrogate
+from .surrogates import PERPLEXITY_PENALTY, MLPSurrogate
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c007
 def on_grid(
@@ -107,7 +107,7 @@ def _guess(net, chains, live, caches):
 def _weigh(bias, perplexity, rule): # rule: epsilon, limit, original bias, original perplexity
     "The cost of two guesses."
     p = perplexity/rule[3]
-    return rule[0]*bias/rule[2] + (1 - rule[0])*p + 2*max(0., p - rule[1])
+    return rule[0]*bias/rule[2] + (1 - rule[0])*p + PERPLEXITY_PENALTY*max(0., p - rule[1])
 
 @njit(nogil=True, cache=True)
 def _settle(nets, chains, caches, live, zobrist, rule):
@@ -279,7 +279,7 @@ class _Tensors(_Walkers):
 
     def _weigh(self, rows): # costs, from rows of the table
         (epsilon, limit, bias, perplexity), (b, p) = self.rule, (net.guess(rows) for net in self.nets)
-        return epsilon*b/bias + (1 - epsilon)*p/perplexity + 2*(p/perplexity - limit).clamp_min(0)
+        return epsilon*b/bias + (1 - epsilon)*p/perplexity + PERPLEXITY_PENALTY*(p/perplexity - limit).clamp_min(0)
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c041
 @patch(as_prop=True)
@@ -370,7 +370,7 @@ class _Team:
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c051
 def anneal_chains(
-    surrogates,  # fitted `Surrogates`: bias, perplexity, original, weights
+    surrogates,  # fitted `Surrogates`: bias, perplexity, original, cost_settings
     space:Space, # n_l < n_u
     *,
     budget=1_000_000, # states over all chains, or a `Budget`
@@ -390,7 +390,7 @@ def anneal_chains(
     if space.low == space.high: raise ValueError(f"n_l = n_u = {space.low}: annealing flips one unit at a time; widen the bounds")
     nets, rngs = (_layers(surrogates.bias), _layers(surrogates.perplexity)), np.random.default_rng(rng).spawn(chains)
     if (n := len(nets[0].first)) != space.n: raise ValueError(f"the surrogates read states of {n} units, the space has {space.n}")
-    w, original = surrogates.weights, surrogates.original
+    w, original = surrogates.cost_settings, surrogates.original
     rule = tuple(float(x) for x in (w["epsilon"], w["limit"], original["bias"], original["perplexity"]))
     kind, where = (_Group, {}) if device is None else (_Tensors, dict(device=pick_device(device)))
     groups = [kind(nets, rule, space, rngs[i:i + kind.lanes], keep, **where) for i in range(0, chains, kind.lanes)]

@@ -12,7 +12,7 @@ from fairness_repair.language.generation import generate
 from fairness_repair.language.heads import dropped, prune
 from fairness_repair.language.ablation import knock_out
 from fairness_repair.language.models import LM, load
-from fairness_repair.pruning.experiment import build_bench, protocol
+from fairness_repair.pruning.experiment import build_bench, make_config
 from fairness_repair.states import Space, random_states
 from fairness_repair.store import Store
 from fairness_repair.pruning.surrogates import MLPSurrogate, Scaling
@@ -29,7 +29,7 @@ def llama():
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
     return LM("llama", LlamaForCausalLM(config).eval(), tokenizer)
 
-def bench(lm): return build_bench(protocol("tiny"), lm, "search", prompts=12, tokens=600)
+def bench(lm): return build_bench(make_config("tiny"), lm, "search", prompts=12, tokens=600)
 
 def measured(lm): return bench(lm)(states).drop(columns="state").to_numpy()
 

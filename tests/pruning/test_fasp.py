@@ -4,17 +4,18 @@ import os
 import numpy as np, pandas as pd, pytest, torch
 from test_heads import build, listed, tokenizer, H, L, V
 
-from fairness_repair.pruning.baselines import in_float32, loss_gradient, magnitude, mask_gradient
+from fairness_repair.pruning.baselines import (gradient_importance, head_square_sums, loss_gradient, magnitude_scores,
+                                               with_float32_weights)
 from fairness_repair.core import paths
-from fairness_repair.pruning.fasp import alphas, fasp, gammas
+from fairness_repair.pruning.fasp import ALPHAS, GAMMAS, fasp
 from fairness_repair.language.likelihood import Window
 from fairness_repair.language import ablation as knockout
 from fairness_repair.language.heads import attention_outputs, dropped
 from fairness_repair.language.ablation import drop_each, knock_out, layers_of, record
 from fairness_repair.language.evaluator import Bench, Continuations, NextWord, Reading
 from fairness_repair.language.models import LM
-from fairness_repair.pruning.published_scores import hub_ids, published_name, published_scores, published_seeds
-from fairness_repair.pruning.reliability import agreement
+from fairness_repair.pruning.published_scores import HUB_IDS, published_name, published_scores, published_seeds
+from fairness_repair.pruning.reliability import seed_agreement
 from fairness_repair.store import Store
 
 given = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="needs the published scores: set FAIRNESS_REPAIR_DATA")
@@ -31,19 +32,19 @@ def plain_rule(bias, ppl, alpha, gamma):
 
 
 @given
-@pytest.mark.parametrize("model", hub_ids)
+@pytest.mark.parametrize("model", HUB_IDS)
 def test_published_rule_on_published_scores(model):
     scores = published_scores(model)
     for axis in scores.axes:
         for rounded in (scores.table, scores.table.round(1)): # as published, and full of ties
-            for alpha in (*alphas, *np.linspace(0, .2, 11)):
-                for gamma in (0, *gammas):
+            for alpha in (*ALPHAS, *np.linspace(0, .2, 11)):
+                for gamma in (0, *GAMMAS):
                     chosen = fasp(rounded[axis], rounded["ppl"], alpha=alpha, gamma=gamma, ties="paper").nonzero()[0].tolist()
                     assert chosen == plain_rule(rounded[axis].tolist(), rounded["ppl"].tolist(), alpha, gamma)
 
 
 @given
-@pytest.mark.parametrize("model", hub_ids)
+@pytest.mark.parametrize("model", HUB_IDS)
 def test_degenerate_shares(model):
     table = published_scores(model).table
     bias, ppl, n = table["gender"], table["ppl"], len(table)
@@ -76,9 +77,9 @@ def test_reliability_of_published_scores():
     table = published_scores("gpt2").table
     spare = (table["ppl"] <= table["ppl"].sort_values().iloc[int(.7*144) - 1]).to_numpy()
     seeds = published_seeds("gpt2")
-    found = agreement(seeds[spare], repeats=50).set_index("measure")["value"]
+    found = seed_agreement(seeds[spare], n_bootstrap=50).set_index("measure")["value"]
     assert abs(found["Spearman"] - .18) < .02 and abs(found["Pearson"] - .14) < .02
-    assert abs(agreement(seeds, repeats=50).set_index("measure")["value"]["Pearson"] - .60) < .01
+    assert abs(seed_agreement(seeds, n_bootstrap=50).set_index("measure")["value"]["Pearson"] - .60) < .01
 
 
 @given
@@ -135,8 +136,8 @@ def test_gradient_of_half_precision_is_taken_in_float32(kind):
     kept, windows = {k: v.clone() for k, v in half.state_dict().items()}, [Window(tuple(row), 1) for row in ids.tolist()]
     full = build(kind).eval()
     for p, q in zip(full.parameters(), half.parameters()): p.data = q.data.float()
-    np.testing.assert_allclose(mask_gradient(LM("half", half, tokenizer), windows), mask_gradient(LM("full", full, tokenizer), windows), atol=.02) # buffers, such as those of rotary positions, are still rounded
-    with pytest.raises(ZeroDivisionError), in_float32(half): 1/0
+    np.testing.assert_allclose(gradient_importance(LM("half", half, tokenizer), windows), gradient_importance(LM("full", full, tokenizer), windows), atol=.02) # buffers, such as those of rotary positions, are still rounded
+    with pytest.raises(ZeroDivisionError), with_float32_weights(half): 1/0
     assert all(v.dtype == kept[k].dtype and torch.equal(v, kept[k]) for k, v in half.state_dict().items())
 
 
@@ -148,23 +149,22 @@ def test_magnitude_counts_every_attention_weight_once(kind):
     names = ("proj", "attn", "query_key_value", "dense")
     whole = sum(p.double().square().sum().item() for a in attention for name, p in a.named_parameters()
                 if any(n in name for n in names) and "norm" not in name and id(p) not in outputs)
-    found, scale = magnitude(model), max(head_norms(model))
+    found, scale = magnitude_scores(model), max(head_norms(model))
     assert abs((found*scale)**2 @ np.ones(L*H) - whole) < 1e-6*whole
 
 
 def head_norms(model):
-    "The largest norm is 1 in `magnitude`; here it is in the weights' own units, from a copy with all but one head of zeros."
-    from fairness_repair.pruning.baselines import input_squares
+    "The largest norm is 1 in `magnitude_scores`; here it is in the weights' own units, from a copy with all but one head of zeros."
     found = []
     for site in attention_outputs(model):
-        parts = [p.repeat_interleave(H//len(p))*len(p)/H for p in input_squares(model.get_submodule(site.name.rpartition(".")[0]), H, site.head_dim)]
+        parts = [p.repeat_interleave(H//len(p))*len(p)/H for p in head_square_sums(model.get_submodule(site.name.rpartition(".")[0]), H, site.head_dim)]
         found += (site.heads().detach().double().square().sum((1, 2)) + sum(parts)).sqrt().tolist()
     return found
 
 
 @pytest.mark.parametrize("kind", listed)
 def test_magnitude_gives_weights_to_the_right_head(kind):
-    "Doubling what `magnitude` counts for a key-value group changes the outputs of its heads and of no others."
+    "Doubling what `magnitude_scores` counts for a key-value group changes the outputs of its heads and of no others."
     model = build(kind)
     site = attention_outputs(model)[0]
     attention, seen = model.get_submodule(site.name.rpartition(".")[0]), []
@@ -173,11 +173,11 @@ def test_magnitude_gives_weights_to_the_right_head(kind):
         if name not in ("q_proj", "k_proj", "v_proj", "c_attn", "query_key_value"): continue
         rows = module.weight.shape[1] if type(module).__name__ == "Conv1D" else module.weight.shape[0]
         for first in range(0, rows, site.head_dim):
-            before, kept = magnitude(model)*max(head_norms(model)), module.weight.detach().clone()
+            before, kept = magnitude_scores(model)*max(head_norms(model)), module.weight.detach().clone()
             with torch.no_grad():
                 model(input_ids=ids)
                 (module.weight.T if type(module).__name__ == "Conv1D" else module.weight)[first:first + site.head_dim] *= 3
-                heavier = np.abs(magnitude(model)*max(head_norms(model)) - before)[:H] > 1e-6
+                heavier = np.abs(magnitude_scores(model)*max(head_norms(model)) - before)[:H] > 1e-6
                 model(input_ids=ids)
                 module.weight.copy_(kept)
             moved = (seen[-1] - seen[-2]).abs().amax((0, 1, 3)) > 1e-6
@@ -187,7 +187,7 @@ def test_magnitude_gives_weights_to_the_right_head(kind):
 
 @pytest.mark.parametrize("kind", ["phi3", "codegen", "mpt", "gpt_bigcode", "deepseek_v3"])
 def test_magnitude_refuses_what_it_does_not_know(kind):
-    with pytest.raises(ValueError, match="leave magnitude out"): magnitude(build(kind))
+    with pytest.raises(ValueError, match="leave magnitude out"): magnitude_scores(build(kind))
 
 
 @pytest.fixture(scope="module", params=list(listed) + ["gemma2", "qwen3", "bloom", "mixtral"])
