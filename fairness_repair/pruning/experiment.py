@@ -24,10 +24,10 @@ from ..language.toxicity import load_scorer
 @dataclass(frozen=True)
 class ExperimentConfig:
     "Configure an experiment on one model."
-    prompts: str = "holistic-bias-v1.1" # or "holistic-bias-v1.0", a built-in model's name, your CSV (text, axis, group)
+    prompts: str = "holistic-bias-v1.1" # or "...-v1.0", a built-in model's name, your CSV (text, axis, group)
     axis: str = "gender"          # of the prompts
     text: str = "wikitext2"       # held-out text for perplexity, or your file
-    scorer: str = "alt-profanity" # offline; the papers': "unitary/unbiased-toxic-roberta"; for tiny "next word", exact
+    scorer: str = "alt-profanity" # offline; the papers use "unitary/unbiased-toxic-roberta"; tiny "next word"
     score_on: str = "continuation" # or "full": prompt and continuation
     dtype: str = "bfloat16"       # of the model
     new_tokens: int = 10          # per continuation
@@ -46,23 +46,24 @@ class ExperimentConfig:
     budget: int = 36              # measured states per method and seed, verification included
     n_candidates: int = 5         # how many of these are for verification
     seeds: int = 1                # search seeds
-    data_share: float = 1.        # the paper's eta: share of the search data drawn for each state; 1: all of it
+    data_share: float = 1.        # the paper's eta: share of the search data drawn for each state
 
     def to_record(self) -> dict: # field -> value, under the names of recorded results, which never change
         "List the settings as results and folders of all versions name them."
         return {RECORD_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
 RECORD_NAMES = dict( # field -> its name in records, where the two differ
-    search_prompts_per_group="search", single_head_prompts_per_group="single", selection_prompts_per_group="selection",
-    report_prompts_per_group="report", max_perplexity_ratio="limit", protected_share="protect",
-    min_dropped_share="least", max_dropped_share="most", n_candidates="keep", data_share="eta")
+    search_prompts_per_group="search", single_head_prompts_per_group="single",
+    selection_prompts_per_group="selection", report_prompts_per_group="report", max_perplexity_ratio="limit",
+    protected_share="protect", min_dropped_share="least", max_dropped_share="most", n_candidates="keep",
+    data_share="eta")
 
 # %% ../../nbs/pruning/03_experiment.ipynb #c007
 PRESETS = {name: ExperimentConfig(
     prompts=name, text=name, scorer="next word", dtype="float32", search_prompts_per_group=12,
-    single_head_prompts_per_group=12, selection_prompts_per_group=24, report_prompts_per_group=0, search_tokens=2200,
-    selection_tokens=4400, report_tokens=0, max_perplexity_ratio=1.1, protected_share=0., min_dropped_share=0.,
-    max_dropped_share=.5, budget=170, n_candidates=14, seeds=3) for name in shipped}
+    single_head_prompts_per_group=12, selection_prompts_per_group=24, report_prompts_per_group=0,
+    search_tokens=2200, selection_tokens=4400, report_tokens=0, max_perplexity_ratio=1.1, protected_share=0.,
+    min_dropped_share=0., max_dropped_share=.5, budget=170, n_candidates=14, seeds=3) for name in shipped}
 
 def make_config(
     model:str, # as for `load`
@@ -71,7 +72,8 @@ def make_config(
     "Return the preset of a model with changes, checked before anything is loaded."
     wanted = {k: v for k, v in changes.items() if v not in ("", -1)}
     config = replace(PRESETS.get(model, ExperimentConfig()), **wanted)
-    for name, high in (("epsilon", 1), ("protected_share", .9), ("min_dropped_share", 1), ("max_dropped_share", 1)):
+    highest = dict(epsilon=1, protected_share=.9, min_dropped_share=1, max_dropped_share=1)
+    for name, high in highest.items():
         if not 0 <= (value := getattr(config, name)) <= high:
             raise ValueError(f"{name} = {value}: needs a number from 0 to {high}")
     if config.seeds < 1: raise ValueError(f"seeds = {config.seeds}: needs at least one")
@@ -111,7 +113,8 @@ PAPER_MODELS = { # hub id -> name in the paper's tables
     "EleutherAI/gpt-neo-1.3B": "GPT-Neo-1.3B", "EleutherAI/gpt-j-6B": "GPT-J-6B",
     "meta-llama/Llama-2-7b-chat-hf": "Llama-2-7B"}
 UNPUBLISHED_FIELDS = ("min_dropped_share", "max_dropped_share", "protected_share", "budget", "n_candidates",
-                      "selection_prompts_per_group", "report_prompts_per_group", "selection_tokens", "report_tokens")
+                      "selection_prompts_per_group", "report_prompts_per_group", "selection_tokens",
+                      "report_tokens")
 
 def published_config(
     model:str, # a hub id in `PAPER_MODELS`
