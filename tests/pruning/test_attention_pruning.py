@@ -1,4 +1,4 @@
-"Attention Pruning beyond its notebooks: splits without overlap, budgets that hold, collections that survive a kill."
+"Attention Pruning: splits without overlap, budgets that hold, collections that survive a kill."
 import itertools, os
 from dataclasses import asdict
 
@@ -9,8 +9,8 @@ from fairness_repair.language.prompts import load_prompts
 from fairness_repair.language.texts import load_text
 from fairness_repair.pruning.active_search import active_search
 from fairness_repair.pruning.attention_pruning import Fractions, Objective, sample_states
-from fairness_repair.pruning.experiment import (ExperimentConfig, PAPER_MODELS, UNPUBLISHED_FIELDS, build_bench,
-                                                build_benches, make_config, published_config)
+from fairness_repair.pruning.experiment import (ExperimentConfig, PAPER_MODELS, UNPUBLISHED_FIELDS,
+                                                build_bench, build_benches, make_config, published_config)
 from fairness_repair.pruning.replay import TableEvaluator
 from fairness_repair.pruning.search_methods import SEARCH_METHODS, propose
 from fairness_repair.states import Space
@@ -42,7 +42,8 @@ def test_purposes_share_no_prompt_and_no_text(tiny, axis):
     benches = build_benches(make_config("tiny", axis=axis), tiny)
     no_overlap({split: benches[split].toxicity.texts for split in splits})
     no_overlap({split: load_text("tiny", split) for split in splits})
-    no_overlap({split: [bytes(np.asarray(w.ids, np.int32)) for w in benches[split].reading.windows] for split in splits})
+    windows = lambda bench: [bytes(np.asarray(w.ids, np.int32)) for w in bench.reading.windows]
+    no_overlap({split: windows(benches[split]) for split in splits})
 
 
 def test_purposes_share_no_sampling_noise(tiny):
@@ -61,8 +62,8 @@ def test_holistic_bias_is_cut_in_three(axis):
 
 @given
 def test_wikitext_is_cut_in_three():
-    lines = lambda split: {line for doc in load_text("wikitext2", split) for line in doc.split("\n") if len(line) > 200}
-    parts = {split: lines(split) for split in splits}
+    lines = lambda split: {line for doc in load_text("wikitext2", split) for line in doc.split("\n")}
+    parts = {split: {line for line in lines(split) if len(line) > 200} for split in splits}
     assert all(parts.values())
     no_overlap(parts)
 
@@ -114,12 +115,13 @@ def test_no_search_overruns_its_budget(table, method):
 
 class Recorded:
     "A bench over a table that keeps what searches find."
-    def __init__(self, table): self.table, self.store, self.description = table, Store(":memory:"), dict(model="table")
+    description = dict(model="table")
+    def __init__(self, table): self.table, self.store = table, Store(":memory:")
     def __call__(self, states): return self.table(states)
 
 
 def test_longer_search_is_another_question(table):
-    "The default asks what was always asked; `search_states` asks anew and searches the same surrogates longer."
+    "Without `search_states` the stored question is the first version's; with it, it is another one."
     objective, space = Objective(Recorded(table), free=np.ones(16)), Space(16, 1, 8)
     ask = lambda **more: propose("AP", objective, space, budget=40, n_candidates=5, **more)
     ask()
@@ -127,8 +129,10 @@ def test_longer_search_is_another_question(table):
     assert objective.bench.store.db.execute("select count(*) from outcomes").fetchone() == (2,)
     direct = SEARCH_METHODS["AP"](objective, space, budget=40, n_candidates=5, search_states=64*100)
     assert (longer == direct).all()
-    with pytest.raises(ValueError, match="only AP"): propose("SA", objective, space, budget=40, search_states=100)
-    with pytest.raises(ValueError, match="Did you mean 'genetic'"): propose("gentic", objective, space, budget=40)
+    with pytest.raises(ValueError, match="only AP"):
+        propose("SA", objective, space, budget=40, search_states=100)
+    with pytest.raises(ValueError, match="Did you mean 'genetic'"):
+        propose("gentic", objective, space, budget=40)
 
 
 def test_rounds_go_on_through_broken_states(table):
@@ -145,13 +149,13 @@ def test_rounds_go_on_through_broken_states(table):
 def test_published_settings(name):
     settings = published_config(name)
     ours = {field: getattr(ExperimentConfig(), field) for field in UNPUBLISHED_FIELDS}
-    assert all(getattr(settings, field) == value for field, value in ours.items()), "what was never published is the project's default"
+    assert {field: getattr(settings, field) for field in ours} == ours, "not published: the project's default"
     assert 0 < settings.data_share <= .2 and settings.epsilon >= .5
 
 
 def test_settings_are_recorded_under_their_first_names():
-    "Folders of `repair` and tables compare settings with those of older versions: a new field must not rename one."
-    names = ("prompts axis text scorer score_on dtype new_tokens search single selection report search_tokens "
-             "selection_tokens report_tokens epsilon limit protect least most budget keep seeds eta").split()
+    "Folders of `repair` compare settings with those of older versions: a field keeps its stored name."
+    names = ("prompts axis text scorer score_on dtype new_tokens search single selection report "
+             "search_tokens selection_tokens report_tokens epsilon limit protect least most budget keep seeds eta").split()
     assert list(ExperimentConfig().to_record()) == names
     assert list(ExperimentConfig().to_record().values()) == list(asdict(ExperimentConfig()).values())
