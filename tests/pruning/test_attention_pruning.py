@@ -156,6 +156,7 @@ def test_published_settings(name):
 def test_settings_are_recorded_under_their_first_names():
     "Folders of `repair` compare settings with those of older versions: a field keeps its stored name."
     names = ("prompts axis text scorer score_on dtype new_tokens search single selection report "
-             "search_tokens selection_tokens report_tokens epsilon limit protect least most budget keep seeds eta").split()
+             "search_tokens selection_tokens report_tokens epsilon limit protect least most budget keep "
+             "seeds eta").split()
     assert list(ExperimentConfig().to_record()) == names
     assert list(ExperimentConfig().to_record().values()) == list(asdict(ExperimentConfig()).values())
