@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 from ..language.evaluator import Bench
 from ..search import anneal, random_search
 from ..states import Space
-from .surrogate_annealing import anneal_chains
+from .surrogate_annealing import anneal_surrogates
 from .surrogates import PERPLEXITY_PENALTY, MLPSurrogate, Scaling, make_surrogate
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c005
@@ -218,7 +218,7 @@ def surrogate_search(
     "Anneal the predicted cost of two surrogates trained on random states (Attention Pruning)."
     sampled = sample_states(objective, space, budget=budget, rng=seed)
     surrogates = fit_surrogates(objective, sampled, seed=seed)
-    search = anneal_chains if search_states >= COMPILED_FROM else anneal
+    search = anneal_surrogates if search_states >= COMPILED_FROM else anneal
     found = search(surrogates, space, budget=search_states, chains=chains, keep=2*n_candidates, rng=seed)
     return first_distinct([sampled[:n_candidates//4], candidates_or_raise(found)], n_candidates)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np, pandas as pd
 
 from .attention_pruning import Fractions
-from ..core import paths, unknown
+from ..core import paths, unknown_name_message
 from ..language.evaluator import Bench, Continuations, NextWord, Reading
 from ..language.models import LM, shipped
 from ..toy_models.organism import insults
@@ -120,7 +120,7 @@ def published_config(
     model:str, # a hub id in `PAPER_MODELS`
 ) -> ExperimentConfig: # with defaults in `UNPUBLISHED_FIELDS`
     "Return the paper's settings of one of its models."
-    if model not in PAPER_MODELS: raise ValueError(unknown("model of the paper", model, PAPER_MODELS))
+    if model not in PAPER_MODELS: raise ValueError(unknown_name_message("model of the paper", model, PAPER_MODELS))
     row = pd.read_csv(paths.data/"paper"/"ap_rq2.csv").set_index("model").loc[PAPER_MODELS[model]]
     dtype = "float32" if row["heads"] < 400 else "float16" if "gpt-j" in model else "bfloat16"
     return ExperimentConfig(

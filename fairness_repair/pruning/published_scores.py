@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
 
-from ..core import fetch, slug, unknown
+from ..core import fetch, slug, unknown_name_message
 from .fasp import single_head_states
 from ..language.models import shipped
 from ..toy_models.organism import load_truth, settings as built
@@ -32,7 +32,7 @@ def published_name(
     "Find a published model by its name."
     known = {name.lower(): name for name in HUB_IDS}
     if (found := known.get(slug(model).lower())) is None:
-        raise ValueError(unknown("published model", model, [*HUB_IDS, *shipped]))
+        raise ValueError(unknown_name_message("published model", model, [*HUB_IDS, *shipped]))
     return found
 
 # %% ../../nbs/pruning/05_published_scores.ipynb #c008
@@ -56,7 +56,8 @@ def read_contributions(
     shape:dict, # num_layers, num_heads
 ) -> HeadScores: # mean over three seeds
     "Read a model's entry in the authors' file."
-    entry, n = json.loads(Path(path).read_text())[HUB_IDS[model]], shape["num_layers"]*shape["num_heads"]
+    entry = json.loads(Path(path).read_text(encoding="utf-8"))[HUB_IDS[model]]
+    n = shape["num_layers"]*shape["num_heads"]
     columns = {"cont_to_ppl": "ppl", "magnitude_l2_structured": "magnitude",
                "mask_gradient_l2_structured": "gradient"}
     axes = {k: k.removeprefix("cont_to_").removesuffix("_bias") for k in entry if k.endswith("_bias")}
@@ -83,7 +84,8 @@ def published_scores(
     "Return head scores that were measured before."
     if model in shipped: return exact_scores(model)
     name = published_name(model)
-    shape = json.loads(fetch("fasp_reference/models_config.json").read_text())[HUB_IDS[name]]
+    shapes = json.loads(fetch("fasp_reference/models_config.json").read_text(encoding="utf-8"))
+    shape = shapes[HUB_IDS[name]]
     return read_contributions(fetch("fasp_reference/head_contributions.json"), name, shape)
 
 # %% ../../nbs/pruning/05_published_scores.ipynb #c018

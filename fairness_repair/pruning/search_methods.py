@@ -12,7 +12,7 @@ from .active_search import active_network_search, active_search, measured_geneti
 from .attention_pruning import (Objective, measured_annealing, measured_random,
                                                        surrogate_search)
 from .fasp import fasp_search
-from ..core import unknown
+from ..core import unknown_name_message
 from ..states import Space, key_state, state_key
 
 # %% ../../nbs/pruning/09_search_methods.ipynb #c005
@@ -24,7 +24,7 @@ def find_search_method(
     name:str, # in `SEARCH_METHODS`
 ):            # function of objective, space, budget, n_candidates, seed
     "Return a search method by name."
-    if name not in SEARCH_METHODS: raise ValueError(unknown("search method", name, SEARCH_METHODS))
+    if name not in SEARCH_METHODS: raise ValueError(unknown_name_message("search method", name, SEARCH_METHODS))
     return SEARCH_METHODS[name]
 
 # %% ../../nbs/pruning/09_search_methods.ipynb #c009

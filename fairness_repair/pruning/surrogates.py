@@ -16,7 +16,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..core import unknown
+from ..core import unknown_name_message
 
 # %% ../../nbs/pruning/00_surrogates.ipynb #c005
 PERPLEXITY_PENALTY = 2. # cost of each unit of perplexity ratio above the limit, measured or predicted
@@ -284,5 +284,5 @@ def make_surrogate(
     seed:int=0,    # of weights, order, held-out states and resampling
 ) -> BaseEstimator: # not fitted yet
     "Make a surrogate by name."
-    if family not in SURROGATE_FAMILIES: raise ValueError(unknown("surrogate", family, SURROGATE_FAMILIES))
+    if family not in SURROGATE_FAMILIES: raise ValueError(unknown_name_message("surrogate", family, SURROGATE_FAMILIES))
     return SURROGATE_FAMILIES[family](scaling, seed)

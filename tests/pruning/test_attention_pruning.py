@@ -1,5 +1,5 @@
 "Attention Pruning: splits without overlap, budgets that hold, collections that survive a kill."
-import itertools, os
+import itertools
 from dataclasses import asdict
 
 import numpy as np, pytest
@@ -17,8 +17,8 @@ from fairness_repair.states import Space
 from fairness_repair.store import Store
 from fairness_repair.toy_models.organism import load_truth
 
-given = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"),
-                           reason="needs HolisticBias and WikiText-2: set FAIRNESS_REPAIR_DATA")
+import needs
+
 splits = ("search", "selection", "report")
 
 
@@ -53,14 +53,14 @@ def test_purposes_share_no_sampling_noise(tiny):
     assert len(set(seeds)) == 3
 
 
-@given
+@needs.data
 @pytest.mark.parametrize("axis", ["gender", "race", "nationality", "sexual_orientation", "age"])
 def test_holistic_bias_is_cut_in_three(axis):
     parts = load_prompts("holistic-bias-v1.1", axis)
     no_overlap({split: parts[split]["text"] for split in splits})
 
 
-@given
+@needs.data
 def test_wikitext_is_cut_in_three():
     lines = lambda split: {line for doc in load_text("wikitext2", split) for line in doc.split("\n")}
     parts = {split: {line for line in lines(split) if len(line) > 200} for split in splits}
