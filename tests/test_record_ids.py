@@ -13,7 +13,7 @@ from fairness_repair.core import paths
 from fairness_repair.language.models import load
 from fairness_repair.tabular.neufair import questions
 from fairness_repair.pruning.experiment import build_bench, build_benches, protocol
-from fairness_repair.states import Space
+from fairness_repair.states import SearchSpace
 from fairness_repair.store import Store, protocol_id
 
 frozen = json.loads((paths.root/"tests"/"record_ids.json").read_text())
@@ -55,7 +55,7 @@ def search_id(store, lm, name, method):
     bench = build_bench(protocol(name), lm, "search", prompts=6, tokens=200)
     objective = Objective(bench, free=np.arange(lm.n) % 3 > 0, epsilon=.4, limit=1.2)
     bench.store = store
-    propose(method, objective, Space(int(objective.free.sum()), 1, 5), samples=20, keep=4, seed=7)
+    propose(method, objective, SearchSpace(int(objective.free.sum()), 1, 5), samples=20, keep=4, seed=7)
 
 
 def audit_id(store, lm, name, call): getattr(Experiment(lm, design(name), store), call[0])(*call[1:])
@@ -96,9 +96,9 @@ def test_recorded_searches_are_found():
     "What a study of the committed store asks is in it."
     with Store(paths.data/"results"/"ap-study.sqlite") as store:
         question = dict(method="AP", budget=30, noise=0., seed=0, study=dict(bench="tiny", axis="gender", states=65536), space=[16, 1, 8], epsilon=.5, limit=1.1)
-        assert not store.unanswered([question])
+        assert not store.missing([question])
     with Store(paths.data/"results"/"neufair-authors.sqlite") as store:
-        assert not store.unanswered(questions("all", networks="authors", seeds=12, by=("SA", "SA, paper", "RW, paper"), budget=20000, metric="eod", penalty=3., threshold=.98))
+        assert not store.missing(questions("all", networks="authors", seeds=12, by=("SA", "SA, paper", "RW, paper"), budget=20000, metric="eod", penalty=3., threshold=.98))
     with Store(paths.data/"results"/"bdb-price-tag.sqlite") as store:
         lm, settings = load("price-tag"), design("price-tag")
         experiment = Experiment(lm, settings, store)

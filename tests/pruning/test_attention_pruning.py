@@ -9,7 +9,7 @@ from fairness_repair.language.models import load
 from fairness_repair.toy_models.organism import load_truth
 from fairness_repair.pruning.experiment import Protocol, as_published, build_bench, build_benches, never_published, paper_models, protocol
 from fairness_repair.language.prompts import load_prompts
-from fairness_repair.states import Space
+from fairness_repair.states import SearchSpace
 from fairness_repair.store import Store
 from fairness_repair.pruning.replay import Lookup
 from fairness_repair.language.texts import load_text
@@ -78,7 +78,7 @@ def test_collection_survives_a_kill(tiny, tmp_path):
             self.left -= len(states)
             if self.left < 0: raise RuntimeError("killed")
             return self.bench(states)
-    space = Space(16, 1, 8)
+    space = SearchSpace(16, 1, 8)
     with pytest.raises(RuntimeError): collect(Objective(Killed(), free=np.ones(16)), space, budget=12)
     again = bench()
     states = collect(Objective(again, free=np.ones(16)), space, budget=12)
@@ -94,10 +94,10 @@ def test_no_search_overruns_its_budget(table, method):
         asked.update(s.tobytes() for s in states)
         return table(states)
     objective = Objective(counting, free=np.ones(16))
-    found = searches[method](objective, Space(16, 1, 8), samples=40, keep=5, rng=1)
+    found = searches[method](objective, SearchSpace(16, 1, 8), samples=40, keep=5, rng=1)
     assert len(asked) <= 40 and len(found) == 5 and len(np.unique(found, axis=0)) == 5
     assert (found.sum(1) <= 8).all()
-    assert (searches[method](objective, Space(16, 1, 8), samples=40, keep=5, rng=1) == found).all(), "the same seed, the same states"
+    assert (searches[method](objective, SearchSpace(16, 1, 8), samples=40, keep=5, rng=1) == found).all(), "the same seed, the same states"
 
 
 def test_rounds_go_on_through_broken_states(table):
@@ -106,7 +106,7 @@ def test_rounds_go_on_through_broken_states(table):
         rows = table(states)
         rows.loc[states[:, 3], ["bias", "perplexity"]] = np.nan, np.inf
         return rows
-    found = by_rounds(Objective(broken, free=np.ones(16)), Space(16, 1, 8), samples=40, keep=3)
+    found = by_rounds(Objective(broken, free=np.ones(16)), SearchSpace(16, 1, 8), samples=40, keep=3)
     assert not found[:, 3].any()
 
 

@@ -8,8 +8,8 @@ from fairness_repair.pruning import surrogate_annealing as chains
 from fairness_repair.pruning.attention_pruning import Objective, Surrogates, by_surrogate, collect, first_distinct, fit_surrogates
 from fairness_repair.pruning.surrogate_annealing import _Group, _Tensors, _layers, anneal_chains, lanes, on_grid
 from fairness_repair.core import Budget
-from fairness_repair.search import anneal, exhaustive
-from fairness_repair.states import Space, random_states
+from fairness_repair.search import anneal, exhaustive_search
+from fairness_repair.states import SearchSpace, random_states
 from fairness_repair.pruning.surrogates import MLPSurrogate, Scaling
 
 
@@ -22,7 +22,7 @@ shapes = {"tiny": (16, (8, 4), (8, 4)), "gpt2": (144, (128, 64), (128, 64)), "un
 
 def surrogates(n, one=(16, 8), two=(16, 8), *, limit=1.2, seed=0):
     rng = np.random.default_rng(seed)
-    X = random_states(Space(n, 1, max(2, n//3)), 120, rng=rng)
+    X = random_states(SearchSpace(n, 1, max(2, n//3)), 120, rng=rng)
     pull = rng.normal(size=n)/n
     bias = MLPSurrogate(hidden=one, epochs=8).fit(X, .4 + X @ pull)
     perplexity = MLPSurrogate(hidden=two, epochs=8, scaling=Scaling(log=True, top=.95)).fit(X, 20*np.exp(X.sum(1)/n))
@@ -35,7 +35,7 @@ def surrogates(n, one=(16, 8), two=(16, 8), *, limit=1.2, seed=0):
 def test_same_search_as_the_plain_one(name, low, high, device):
     n, one, two = shapes[name]
     both = surrogates(n, one, two)
-    space = Space(n, int(low*n) if isinstance(low, float) else low, max(int(high*n) if isinstance(high, float) else high, int(low*n if isinstance(low, float) else low) + 1))
+    space = SearchSpace(n, int(low*n) if isinstance(low, float) else low, max(int(high*n) if isinstance(high, float) else high, int(low*n if isinstance(low, float) else low) + 1))
     slow = anneal(both, space, budget=2500, chains=5, rng=2, keep=6)
     fast = anneal_chains(both, space, budget=2500, chains=5, rng=2, keep=6, device=device)
     np.testing.assert_allclose(fast.costs, slow.costs, atol=2e-5)
@@ -50,7 +50,7 @@ def test_same_search_as_the_plain_one(name, low, high, device):
 def test_one_chain_of_many_is_that_chain_alone(name, watched, kind):
     n, one, two = shapes[name]
     both = surrogates(n, one, two)
-    nets, rule, space = (_layers(both.bias), _layers(both.perplexity)), (.5, 1.2, .4, 20.), Space(n, 1, n//2)
+    nets, rule, space = (_layers(both.bias), _layers(both.perplexity)), (.5, 1.2, .4, 20.), SearchSpace(n, 1, n//2)
     def course(alone):
         rngs = np.random.default_rng(3).spawn(lanes)
         group = kind(nets, rule, space, rngs[watched:watched + 1] if alone else rngs, 5)
@@ -65,7 +65,7 @@ def test_one_chain_of_many_is_that_chain_alone(name, watched, kind):
 @pytest.mark.parametrize("budget", [1, 7, 200, 3000, 20_001])
 def test_budget_is_kept_and_the_original_is_a_candidate(chains, budget, device):
     both = surrogates(20)
-    found = anneal_chains(both, Space(20, 1, 6), budget=budget, chains=chains, device=device)
+    found = anneal_chains(both, SearchSpace(20, 1, 6), budget=budget, chains=chains, device=device)
     assert (found.evaluated, found.reason) == (budget, "states")
     assert found.cost <= found.original
     np.testing.assert_allclose(found.costs, both(found.candidates), atol=1e-5)
@@ -78,7 +78,7 @@ def test_threads_change_nothing_but_the_time(monkeypatch):
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(anneal_chains(both, Space(60, 1, 20), budget=60_000, chains=5*lanes, rng=4))
+            found.append(anneal_chains(both, SearchSpace(60, 1, 20), budget=60_000, chains=5*lanes, rng=4))
     finally: torch.set_num_threads(before)
     assert pools == [1, 2, 3]
     for other in found[1:]:
@@ -88,10 +88,10 @@ def test_threads_change_nothing_but_the_time(monkeypatch):
 
 def test_a_budget_of_seconds_and_an_interrupt():
     both = surrogates(20)
-    found = anneal_chains(both, Space(20, 1, 6), budget=Budget(seconds=.3))
+    found = anneal_chains(both, SearchSpace(20, 1, 6), budget=Budget(seconds=.3))
     assert found.reason == "seconds" and found.seconds < 5
     def stop(row): raise KeyboardInterrupt
-    stopped = anneal_chains(both, Space(20, 1, 6), budget=10**9, callback=stop)
+    stopped = anneal_chains(both, SearchSpace(20, 1, 6), budget=10**9, callback=stop)
     assert stopped.reason == "interrupted" and stopped.cost <= stopped.original
 
 
@@ -108,8 +108,8 @@ def test_sums_on_the_grid_are_exact():
 
 @pytest.mark.parametrize("device", [None, "cpu"])
 def test_finds_what_enumeration_finds(device):
-    both, space = surrogates(14), Space(14, 1, 5)
-    truth, found = exhaustive(both, space), anneal_chains(both, space, budget=300_000, keep=20, device=device)
+    both, space = surrogates(14), SearchSpace(14, 1, 5)
+    truth, found = exhaustive_search(both, space), anneal_chains(both, space, budget=300_000, keep=20, device=device)
     np.testing.assert_allclose(found.costs, truth.costs, atol=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_attention_pruning_finds_the_same_candidates_either_way():
     def made_up(states):
         s = np.asarray(states, float)
         return pd.DataFrame(dict(bias=.4 - .1*s[:, 2] - .25*s[:, 0]*s[:, 1], perplexity=20*np.exp(.02*s.sum(1) + .3*s[:, 4]*s[:, 5])))
-    objective, space = Objective(made_up, free=np.ones(12)), Space(12, 1, 6)
+    objective, space = Objective(made_up, free=np.ones(12)), SearchSpace(12, 1, 6)
     found = by_surrogate(objective, space, samples=100, keep=12, steps=32_000)
     sampled = collect(objective, space, budget=100)
     surrogates = fit_surrogates(objective, sampled)
@@ -127,10 +127,10 @@ def test_attention_pruning_finds_the_same_candidates_either_way():
 
 def test_bad_input():
     both = surrogates(20)
-    with pytest.raises(ValueError, match="the space has 12"): anneal_chains(both, Space(12, 1, 3))
-    with pytest.raises(ValueError, match="widen the bounds"): anneal_chains(both, Space(20, 3, 3))
+    with pytest.raises(ValueError, match="the space has 12"): anneal_chains(both, SearchSpace(12, 1, 3))
+    with pytest.raises(ValueError, match="widen the bounds"): anneal_chains(both, SearchSpace(20, 3, 3))
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="no GPU is available"): anneal_chains(both, Space(20, 1, 5), device="cuda")
-    X = random_states(Space(20, 1, 5), 20)
+        with pytest.raises(ValueError, match="no GPU is available"): anneal_chains(both, SearchSpace(20, 1, 5), device="cuda")
+    X = random_states(SearchSpace(20, 1, 5), 20)
     deep = Surrogates(bias=MLPSurrogate(hidden=(8, 8, 8), epochs=2).fit(X, X.sum(1)), perplexity=both.perplexity, original=both.original, weights=both.weights)
-    with pytest.raises(ValueError, match="two hidden layers"): anneal_chains(deep, Space(20, 1, 5))
+    with pytest.raises(ValueError, match="two hidden layers"): anneal_chains(deep, SearchSpace(20, 1, 5))

@@ -4,7 +4,7 @@ import numpy as np, pytest
 from fairness_repair.tabular.incremental import _chain, _net, _rule, _walk, _work, anneal_flips
 from fairness_repair.tabular.neurons import Neurons, cost_of, count, logits
 from fairness_repair.search import anneal
-from fairness_repair.states import Space
+from fairness_repair.states import SearchSpace
 
 shapes = dict(adult=(34, 64, 128, 64, 1), bank=(32, 32, 32, 1), compas=(12, 32, 32, 1), default=(30, 16, 16, 16, 1), meps16=(138, 128, 128, 128, 1), shallow=(5, 9, 1))
 
@@ -50,7 +50,7 @@ def test_counts_equal_the_plain_measurement(name, drop, always):
 @pytest.mark.parametrize("metric", ["eod", "spd", "eopp", "ppd"])
 def test_same_search_as_the_plain_one(kind, metric):
     neurons = network((8, 12, 10, 1), rows=700)
-    cost, space = cost_of(neurons, metric=metric, kind=kind), Space(neurons.n, 2, 9)
+    cost, space = cost_of(neurons, metric=metric, kind=kind), SearchSpace(neurons.n, 2, 9)
     plain = anneal(lambda states: cost(count(neurons, states), neurons.total), space, budget=700, warm_up=60, rng=3)
     fast = anneal_flips(neurons, cost, space, budget=700, warm_up=60, rng=3, block=128)
     np.testing.assert_array_equal(fast.candidates, plain.candidates)
@@ -60,7 +60,7 @@ def test_same_search_as_the_plain_one(kind, metric):
 
 def test_original_is_a_candidate_and_interrupts_give_the_best_so_far():
     neurons = network((8, 12, 10, 1), rows=700)
-    space = Space(neurons.n, 2, 9)
+    space = SearchSpace(neurons.n, 2, 9)
     kept = anneal_flips(neurons, cost_of(neurons, threshold=1., penalty=100.), space, budget=50)
     assert kept.cost <= kept.original
     def stop(row): raise KeyboardInterrupt
@@ -71,5 +71,5 @@ def test_original_is_a_candidate_and_interrupts_give_the_best_so_far():
 def test_budget_in_seconds():
     from fairness_repair.core import Budget
     neurons = network((8, 12, 10, 1), rows=700)
-    found = anneal_flips(neurons, cost_of(neurons), Space(neurons.n, 2, 9), budget=Budget(seconds=.5))
+    found = anneal_flips(neurons, cost_of(neurons), SearchSpace(neurons.n, 2, 9), budget=Budget(seconds=.5))
     assert found.reason == "seconds" and found.seconds < 5

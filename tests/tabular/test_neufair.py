@@ -4,7 +4,7 @@ import os, signal, time
 import numpy as np, pandas as pd, pytest
 
 from fairness_repair.core import paths
-from fairness_repair.metrics import half_width
+from fairness_repair.metrics import ci_half_width
 from fairness_repair.tabular.networks import authors_networks
 from fairness_repair.tabular.neufair import best_single, instances, measure, problem, questions, single_drops
 from fairness_repair.tabular.neurons import Neurons, cost_of
@@ -65,8 +65,8 @@ def originals_and_singles(dataset, protected, networks=None, threshold=.98):
 def test_published_originals_and_single_drops(dataset, protected):
     ours = originals_and_singles(dataset, protected)
     paper = pd.read_csv(paths.data/"paper"/"neufair_rq1_rq2.csv").query("dataset == @dataset and protected == @protected and method == 'Original'").iloc[0]
-    for column, value in dict(eod_pct=100*ours["test original eod"].mean(), eod_pm=100*half_width(ours["test original eod"]), f1=ours["test original f1"].mean(),
-                              f1_pm=half_width(ours["test original f1"]), acc=ours["test original accuracy"].mean(), acc_pm=half_width(ours["test original accuracy"])).items():
+    for column, value in dict(eod_pct=100*ours["test original eod"].mean(), eod_pm=100*ci_half_width(ours["test original eod"]), f1=ours["test original f1"].mean(),
+                              f1_pm=ci_half_width(ours["test original f1"]), acc=ours["test original accuracy"].mean(), acc_pm=ci_half_width(ours["test original accuracy"])).items():
         assert value == pytest.approx(paper[column], abs=.00051), column
     rerun = pd.read_csv(paths.data/"paper"/"neufair_rerun.csv").query("dataset == @dataset and protected == @protected").set_index("seed")
     for _, row in ours.iterrows():
@@ -82,7 +82,7 @@ def test_published_originals_and_single_drops(dataset, protected):
 def check_dice(dataset, protected, ours):
     claim = pd.read_csv(paths.data/"paper"/"neufair_rq4_dice.csv").query("dataset == @dataset and protected == @protected").iloc[0]
     assert 100*ours["test single eod"].mean() == pytest.approx(claim["dice_eod_pct"], abs=.00051)
-    assert 100*half_width(ours["test single eod"]) == pytest.approx(claim["dice_pm"], abs=.00051)
+    assert 100*ci_half_width(ours["test single eod"]) == pytest.approx(claim["dice_pm"], abs=.00051)
 
 
 @authors
