@@ -28,7 +28,7 @@ class Asking(Store):
     def __init__(self):
         super().__init__(":memory:")
         self.ids = []
-    def recall(self, question, answer):
+    def get_or_compute(self, question, compute):
         self.ids.append(protocol_id(question))
         raise Asked
 

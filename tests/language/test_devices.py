@@ -67,7 +67,7 @@ def annealed(device):
     bias, perplexity = MLPSurrogate(hidden=(16, 8), epochs=9).fit(X, X[:, 0] + X.sum(1)), MLPSurrogate(hidden=(8, 8), epochs=9, scaling=Scaling(log=True)).fit(X, 20 + X.sum(1))
     both = Surrogates(bias, perplexity, dict(bias=10., perplexity=20.), dict(epsilon=.5, limit=1.5))
     found = anneal_chains(both, SearchSpace(30, 1, 10), budget=9000, chains=40, device=device)
-    return found.candidates, found.costs
+    return found.best_states, found.best_costs
 
 def annealed_elsewhere():
     from elsewhere import there

@@ -36,12 +36,12 @@ def test_same_search_as_the_plain_one(name, low, high, device):
     n, one, two = shapes[name]
     both = surrogates(n, one, two)
     space = SearchSpace(n, int(low*n) if isinstance(low, float) else low, max(int(high*n) if isinstance(high, float) else high, int(low*n if isinstance(low, float) else low) + 1))
-    slow = anneal(both, space, budget=2500, chains=5, rng=2, keep=6)
-    fast = anneal_chains(both, space, budget=2500, chains=5, rng=2, keep=6, device=device)
-    np.testing.assert_allclose(fast.costs, slow.costs, atol=2e-5)
-    assert (fast.candidates == slow.candidates).all(1).mean() >= .5 # equals may change places
-    assert (fast.evaluated, fast.reason) == (slow.evaluated, slow.reason) == (2500, "states")
-    assert all(s in space or not s.any() for s in fast.candidates)
+    slow = anneal(both, space, budget=2500, chains=5, rng=2, n_best=6)
+    fast = anneal_chains(both, space, budget=2500, chains=5, rng=2, n_best=6, device=device)
+    np.testing.assert_allclose(fast.best_costs, slow.best_costs, atol=2e-5)
+    assert (fast.best_states == slow.best_states).all(1).mean() >= .5 # equals may change places
+    assert (fast.n_evaluations, fast.stop_reason) == (slow.n_evaluations, slow.stop_reason) == (2500, "states")
+    assert all(s in space or not s.any() for s in fast.best_states)
 
 
 @pytest.mark.parametrize("kind", [_Group, partial(_Tensors, device="cpu")], ids=["compiled", "tensors"])
@@ -66,10 +66,10 @@ def test_one_chain_of_many_is_that_chain_alone(name, watched, kind):
 def test_budget_is_kept_and_the_original_is_a_candidate(chains, budget, device):
     both = surrogates(20)
     found = anneal_chains(both, SearchSpace(20, 1, 6), budget=budget, chains=chains, device=device)
-    assert (found.evaluated, found.reason) == (budget, "states")
-    assert found.cost <= found.original
-    np.testing.assert_allclose(found.costs, both(found.candidates), atol=1e-5)
-    assert len(np.unique(found.candidates, axis=0)) == len(found.candidates)
+    assert (found.n_evaluations, found.stop_reason) == (budget, "states")
+    assert found.cost <= found.original_cost
+    np.testing.assert_allclose(found.best_costs, both(found.best_states), atol=1e-5)
+    assert len(np.unique(found.best_states, axis=0)) == len(found.best_states)
 
 
 def test_threads_change_nothing_but_the_time(monkeypatch):
@@ -82,17 +82,17 @@ def test_threads_change_nothing_but_the_time(monkeypatch):
     finally: torch.set_num_threads(before)
     assert pools == [1, 2, 3]
     for other in found[1:]:
-        np.testing.assert_array_equal(other.candidates, found[0].candidates)
-        np.testing.assert_array_equal(other.costs, found[0].costs)
+        np.testing.assert_array_equal(other.best_states, found[0].best_states)
+        np.testing.assert_array_equal(other.best_costs, found[0].best_costs)
 
 
 def test_a_budget_of_seconds_and_an_interrupt():
     both = surrogates(20)
     found = anneal_chains(both, SearchSpace(20, 1, 6), budget=Budget(seconds=.3))
-    assert found.reason == "seconds" and found.seconds < 5
+    assert found.stop_reason == "seconds" and found.seconds < 5
     def stop(row): raise KeyboardInterrupt
     stopped = anneal_chains(both, SearchSpace(20, 1, 6), budget=10**9, callback=stop)
-    assert stopped.reason == "interrupted" and stopped.cost <= stopped.original
+    assert stopped.stop_reason == "interrupted" and stopped.cost <= stopped.original_cost
 
 
 def test_sums_on_the_grid_are_exact():
@@ -109,8 +109,8 @@ def test_sums_on_the_grid_are_exact():
 @pytest.mark.parametrize("device", [None, "cpu"])
 def test_finds_what_enumeration_finds(device):
     both, space = surrogates(14), SearchSpace(14, 1, 5)
-    truth, found = exhaustive_search(both, space), anneal_chains(both, space, budget=300_000, keep=20, device=device)
-    np.testing.assert_allclose(found.costs, truth.costs, atol=1e-5)
+    truth, found = exhaustive_search(both, space), anneal_chains(both, space, budget=300_000, n_best=20, device=device)
+    np.testing.assert_allclose(found.best_costs, truth.best_costs, atol=1e-5)
 
 
 def test_attention_pruning_finds_the_same_candidates_either_way():
@@ -121,8 +121,8 @@ def test_attention_pruning_finds_the_same_candidates_either_way():
     found = by_surrogate(objective, space, samples=100, keep=12, steps=32_000)
     sampled = collect(objective, space, budget=100)
     surrogates = fit_surrogates(objective, sampled)
-    slow = anneal(surrogates, space, budget=64*2000, chains=64, keep=24)
-    np.testing.assert_allclose(surrogates(found), surrogates(first_distinct([sampled[:3], slow.candidates], 12)), atol=1e-5)
+    slow = anneal(surrogates, space, budget=64*2000, chains=64, n_best=24)
+    np.testing.assert_allclose(surrogates(found), surrogates(first_distinct([sampled[:3], slow.best_states], 12)), atol=1e-5)
 
 
 def test_bad_input():
