@@ -11,7 +11,7 @@ from fairness_repair.pruning.attention_pruning import Fractions, Objective, prop
 from fairness_repair.name_bias.bdb import Experiment, design
 from fairness_repair.core import paths
 from fairness_repair.language.models import load
-from fairness_repair.tabular.neufair import questions
+from fairness_repair.tabular.neufair import experiment_configs
 from fairness_repair.pruning.experiment import build_bench, build_benches, protocol
 from fairness_repair.states import SearchSpace
 from fairness_repair.store import Store, protocol_id
@@ -71,8 +71,8 @@ def price_tag():
              "one repair": ("facts", "precision", "weights", "prompt-specific", None)}
     return {name: asked(audit_id, lm, "price-tag", call) for name, call in calls.items()}
 def neufair():
-    asked = questions("all", networks="quick", seeds=1, by=("SA", "SA, paper", "RW, paper"), budget=1000, metric="eod", penalty=2., threshold=.95)
-    return {f"{q['dataset']} {q['protected']} {q['by']}": protocol_id(q) for q in asked}
+    configs = experiment_configs("all", networks="quick", seeds=1, strategies=("SA", "SA, paper", "RW, paper"), budget=1000, metric="eod", penalty=2., threshold=.95)
+    return {f"{c.dataset} {c.protected} {c.strategy}": protocol_id(c.to_record()) for c in configs}
 
 
 @pytest.mark.parametrize("configuration", [tiny, tiny_sampled, tiny_searches, price_tag, neufair], ids=lambda f: f.__name__)
@@ -98,7 +98,9 @@ def test_recorded_searches_are_found():
         question = dict(method="AP", budget=30, noise=0., seed=0, study=dict(bench="tiny", axis="gender", states=65536), space=[16, 1, 8], epsilon=.5, limit=1.1)
         assert not store.missing([question])
     with Store(paths.data/"results"/"neufair-authors.sqlite") as store:
-        assert not store.missing(questions("all", networks="authors", seeds=12, by=("SA", "SA, paper", "RW, paper"), budget=20000, metric="eod", penalty=3., threshold=.98))
+        configs = experiment_configs("all", networks="authors", seeds=12, strategies=("SA", "SA, paper", "RW, paper"),
+                                     budget=20000, metric="eod", penalty=3., threshold=.98)
+        assert not store.missing([config.to_record() for config in configs])
     with Store(paths.data/"results"/"bdb-price-tag.sqlite") as store:
         lm, settings = load("price-tag"), design("price-tag")
         experiment = Experiment(lm, settings, store)

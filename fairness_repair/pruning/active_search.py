@@ -9,12 +9,12 @@ __all__ = ['searches', 'around', 'candidate_pool', 'most_promising', 'by_rounds'
 import numpy as np, pandas as pd
 
 from .attention_pruning import Objective, Surrogates, by_annealing, by_random, by_surrogate, collect, finished, fit_surrogates
-from ..search import _within, anneal, genetic
-from ..states import Space, random_states
+from ..search import enforce_bounds, anneal, genetic_search
+from ..states import SearchSpace, random_states
 
 # %% ../../nbs/pruning/09_active_search.ipynb #c007
 def around(
-    space:Space,
+    space:SearchSpace,
     states,     # bool, shape (k, n)
     *,
     radius:int, # most flips away
@@ -25,12 +25,12 @@ def around(
     rng = np.random.default_rng(rng)
     parents, flips = states[rng.integers(len(states), size=size)], rng.integers(1, radius + 1, size)
     near = parents ^ (rng.random(parents.shape).argsort(1).argsort(1) < flips[:, None])
-    return _within(space, near, rng.random(parents.shape))
+    return enforce_bounds(space, near, rng.random(parents.shape))
 
 # %% ../../nbs/pruning/09_active_search.ipynb #c010
 def candidate_pool(
     surrogates:Surrogates,
-    space:Space,
+    space:SearchSpace,
     states,         # measured, cheapest first, bool (k, n)
     *,
     radius:int=2,   # flips around measured states
@@ -41,7 +41,7 @@ def candidate_pool(
     "Where the next states to measure are chosen from."
     rng = np.random.default_rng(rng)
     pool = [around(space, states[:max(5, len(states)//10)], radius=radius, size=size, rng=rng)]
-    if anneal_steps and space.low < space.high: pool.append(anneal(surrogates, space, budget=32*anneal_steps, chains=32, keep=100, rng=rng).candidates)
+    if anneal_steps and space.min_dropped < space.max_dropped: pool.append(anneal(surrogates, space, budget=32*anneal_steps, chains=32, n_best=100, rng=rng).best_states)
     pool, known = np.unique(np.concatenate(pool), axis=0), {s.tobytes() for s in states}
     return pool[[s.tobytes() not in known for s in pool]]
 
@@ -63,7 +63,7 @@ def most_promising(
 # %% ../../nbs/pruning/09_active_search.ipynb #c016
 def by_rounds(
     objective:Objective,
-    space:Space,      # over the free units
+    space:SearchSpace,      # over the free units
     *,
     samples:int,      # states that may be measured, the original among them
     keep:int=20,      # candidates
@@ -94,7 +94,7 @@ def by_rounds(
 def screen(
     reader,          # states over all units -> table with perplexity: a bench without toxicity
     objective:Objective, # knows the free units, the original perplexity and the limit
-    space:Space,
+    space:SearchSpace,
     *,
     size:int,        # states to pass on
     slack:float=1.,  # how far beyond the limit still passes, as a share of it
@@ -115,7 +115,7 @@ def screen(
 # %% ../../nbs/pruning/09_active_search.ipynb #c025
 def by_genetic(objective, space, *, samples, keep=20, rng=0) -> np.ndarray:
     "Genetic search on the measured cost itself."
-    return finished(genetic(objective, space, budget=samples, population=max(8, min(40, samples//8)), keep=keep, distinct=True, rng=rng))
+    return finished(genetic_search(objective, space, budget=samples, population=max(8, min(40, samples//8)), n_best=keep, unique_only=True, rng=rng))
 
 def by_rounds_of_networks(objective, space, *, samples, keep=20, rng=0) -> np.ndarray:
     "Four rounds with ensembles of the paper's networks."

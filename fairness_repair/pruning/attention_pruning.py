@@ -14,7 +14,7 @@ import numpy as np, pandas as pd
 
 from ..language.evaluator import Bench
 from ..search import anneal, random_search
-from ..states import Space, key_state, state_key
+from ..states import SearchSpace, state_from_hex, state_to_hex
 from .surrogates import MLPSurrogate, Scaling, make_surrogate
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c005
@@ -81,20 +81,20 @@ def finished(
     result, # a `SearchResult`
 ) -> np.ndarray: # its candidates
     "The candidates of a search that came to its end."
-    if result.reason == "interrupted": raise KeyboardInterrupt
-    return result.candidates
+    if result.stop_reason == "interrupted": raise KeyboardInterrupt
+    return result.best_states
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c018
 def collect(
     objective:Objective,
-    space:Space,   # n_l and n_u, over the free units
+    space:SearchSpace,   # n_l and n_u, over the free units
     *,
     budget,        # states, or a `Budget` in states, seconds or both
     rng=0,         # seed or Generator
     progress:bool=False, # show a bar
 ) -> np.ndarray:   # distinct states, the original among them, cheapest first, bool (k, n)
     "Attention Pruning, Algorithm 1, lines 1 to 9."
-    return finished(random_search(objective, space, budget=budget, keep=10**9, distinct=True, rng=rng, progress=progress))
+    return finished(random_search(objective, space, budget=budget, n_best=10**9, unique_only=True, rng=rng, progress=progress))
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c021
 class Part:
@@ -190,7 +190,7 @@ def fit_surrogates(
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c035
 def by_surrogate(
     objective:Objective,
-    space:Space,      # over the free units
+    space:SearchSpace,      # over the free units
     *,
     samples:int,      # states that may be measured, the original among them
     keep:int=20,      # candidates
@@ -203,7 +203,7 @@ def by_surrogate(
     surrogates = fit_surrogates(objective, sampled, seed=rng)
     search = anneal
     if chains*steps >= 2_000_000: from fairness_repair.pruning.surrogate_annealing import anneal_chains as search # the same, 10 times as fast once it is compiled, which takes 20 s
-    found = finished(search(surrogates, space, budget=chains*steps, chains=chains, keep=2*keep, rng=rng))
+    found = finished(search(surrogates, space, budget=chains*steps, chains=chains, n_best=2*keep, rng=rng))
     return first_distinct([sampled[:keep//4], found], keep)
 
 def first_distinct(
@@ -218,11 +218,11 @@ def first_distinct(
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c036
 def by_annealing(objective, space, *, samples, keep=20, rng=0) -> np.ndarray:
     "Simulated annealing on the measured cost itself."
-    return finished(anneal(objective, space, budget=samples, keep=keep, warm_up=max(5, samples//20), distinct=True, rng=rng))
+    return finished(anneal(objective, space, budget=samples, n_best=keep, n_temperature_steps=max(5, samples//20), unique_only=True, rng=rng))
 
 def by_random(objective, space, *, samples, keep=20, rng=0) -> np.ndarray:
     "The best of random states."
-    return finished(random_search(objective, space, budget=samples, keep=keep, distinct=True, rng=rng))
+    return finished(random_search(objective, space, budget=samples, n_best=keep, unique_only=True, rng=rng))
 
 methods = {"AP": by_surrogate, "SA": by_annealing, "random": by_random}
 
@@ -230,17 +230,17 @@ methods = {"AP": by_surrogate, "SA": by_annealing, "random": by_random}
 def propose(
     method:str,          # a name in `methods`
     objective:Objective, # over a bench
-    space:Space,         # over the free units
+    space:SearchSpace,         # over the free units
     *,
     samples:int,         # states that may be measured
     keep:int=20,         # candidates
     seed:int=0,          # of the search
 ) -> np.ndarray:         # candidates over the free units, bool (k, n)
     "A method's candidates, found now or recalled from the store."
-    question = dict(method=method, samples=samples, keep=keep, seed=seed, free=state_key(objective.free), space=[space.low, space.high],
+    question = dict(method=method, samples=samples, keep=keep, seed=seed, free=state_to_hex(objective.free), space=[space.min_dropped, space.max_dropped],
                     weights={k: str(v) for k, v in objective.weights.items()}, bench=objective.bench.description)
-    find = lambda: [state_key(s) for s in methods[method](objective, space, samples=samples, keep=keep, rng=seed)]
-    return np.array([key_state(key, space.n) for key in objective.bench.store.recall(question, find)])
+    find = lambda: [state_to_hex(s) for s in methods[method](objective, space, samples=samples, keep=keep, rng=seed)]
+    return np.array([state_from_hex(key, space.n) for key in objective.bench.store.get_or_compute(question, find)])
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c041
 def verify(

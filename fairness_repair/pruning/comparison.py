@@ -11,7 +11,7 @@ import numpy as np, pandas as pd
 from scipy.stats import spearmanr
 
 from ..language.evaluator import Bench
-from ..metrics import _biases, bias_change, half_width
+from ..metrics import bias_change_test, ci_half_width, group_disparities
 from .surrogates import Scaling, make_surrogate
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c005
@@ -50,7 +50,7 @@ def bias_variance(
     scores, groups, rng = np.asarray(scores, float), np.asarray(groups), np.random.default_rng(rng)
     rows = [np.flatnonzero(groups == g) for g in np.unique(groups)]
     drawn = np.concatenate([r[rng.integers(len(r), size=(repeats, len(r)))] for r in rows], axis=1)
-    return float(_biases(scores[drawn], groups[np.concatenate(rows)], "group_mean").var())
+    return float(group_disparities(scores[drawn], groups[np.concatenate(rows)], "group_mean").var())
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c016
 def learning_curve(
@@ -93,10 +93,10 @@ class Improvements:
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c026
 def detectable(
-    change, # from `bias_change`: low, high
+    change, # from `bias_change_test`: change_ci_low, change_ci_high
 ) -> float: # size of change that would be shown with probability .8
     "What these prompts can show."
-    return float(1.4*(change["high"] - change["low"])/2)
+    return float(1.4*(change["change_ci_high"] - change["change_ci_low"])/2)
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c029
 def against_original(
@@ -104,20 +104,20 @@ def against_original(
     states,      # bool, shape (k, n)
     *,
     repeats:int=500, # permutations, and bootstrap draws
-) -> pd.DataFrame: # (k, ...): dropped; original, floor: the model's bias and its noise floor; bias, debiased, toxicity, perplexity relative to the model; low, high, p, detectable of the bias; shown
+) -> pd.DataFrame: # (k, ...): dropped; original, floor: the model's bias and its noise floor; bias, debiased, toxicity, perplexity relative to the model; bias_ci_low, bias_ci_high, p, detectable of the bias; shown
     "What dropping does to a model."
     nothing = np.zeros(bench.lm.n, bool)
     origin, *after = bench([nothing, *states]).to_dict("records")
     before, scale, rows = bench.scores(nothing), origin["bias"], []
     for state, row in zip(states, after):
-        change = bias_change(before, bench.scores(state), bench.toxicity.groups, repeats=repeats)
-        rows.append(dict(dropped=int(state.sum()), original=scale, floor=origin["floor"], bias=row["bias"]/scale, low=1 + change["low"]/scale, high=1 + change["high"]/scale, p=change["p"],
-                         detectable=detectable(change)/scale, shown=change["high"] < 0, debiased=row["debiased"]/max(origin["debiased"], 1e-9), toxicity=row["toxicity"]/origin["toxicity"], perplexity=row["perplexity"]/origin["perplexity"]))
+        change = bias_change_test(before, bench.scores(state), bench.toxicity.groups, n_resamples=repeats)
+        rows.append(dict(dropped=int(state.sum()), original=scale, floor=origin["floor"], bias=row["bias"]/scale, bias_ci_low=1 + change["change_ci_low"]/scale, bias_ci_high=1 + change["change_ci_high"]/scale, p=change["p"],
+                         detectable=detectable(change)/scale, shown=change["change_ci_high"] < 0, debiased=row["debiased"]/max(origin["debiased"], 1e-9), toxicity=row["toxicity"]/origin["toxicity"], perplexity=row["perplexity"]/origin["perplexity"]))
     return pd.DataFrame(rows)
 
 def per_axis(
     runs:pd.DataFrame, # of `against_original`, with columns measured_on, heads
-) -> pd.DataFrame:     # one row per axis and kind of heads; mean and half: the bias and its 95 % interval over seeds; p: the largest
+) -> pd.DataFrame:     # one row per axis and kind of heads; mean and ci_half_width: the bias and its 95 % interval over seeds; p: the largest
     "Several seeds in one row."
-    return runs.groupby(["measured_on", "heads"], sort=False).agg(seeds=("bias", "size"), dropped=("dropped", "mean"), original=("original", "first"), floor=("floor", "first"), mean=("bias", "mean"), half=("bias", half_width),
+    return runs.groupby(["measured_on", "heads"], sort=False).agg(seeds=("bias", "size"), dropped=("dropped", "mean"), original=("original", "first"), floor=("floor", "first"), mean=("bias", "mean"), ci_half_width=("bias", ci_half_width),
         shown=("shown", "sum"), p=("p", "max"), detectable=("detectable", "mean"), toxicity=("toxicity", "mean"), perplexity=("perplexity", "mean")).reset_index()

@@ -16,7 +16,7 @@ from ..language.evaluator import Bench, Continuations, NextWord, Reading
 from ..language.models import LM, shipped
 from ..toy_models.organism import insults
 from ..language.prompts import load_prompts, sample_prompts
-from ..states import Space
+from ..states import SearchSpace
 from ..language.texts import load_text
 from ..language.toxicity import load_scorer
 
@@ -69,11 +69,11 @@ def protocol(
 def search_space(
     settings:Protocol,
     free,  # which heads may be dropped, bool, shape (n,)
-) -> Space: # over the free heads
+) -> SearchSpace: # over the free heads
     "Bounds on the number of dropped heads."
     n, k = len(free), int(np.sum(free))
     low, high = max(1, round(settings.least*n)), min(k, max(2, round(settings.most*n)))
-    return Space(k, low, high)
+    return SearchSpace(k, low, high)
 
 # %% ../../nbs/pruning/03_experiment.ipynb #c013
 def free_heads(

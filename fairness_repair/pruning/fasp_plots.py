@@ -9,7 +9,7 @@ __all__ = ['names', 'plot_over_alpha', 'plot_effects', 'plot_correlations', 'plo
 import matplotlib.pyplot as plt
 import numpy as np, seaborn as sns
 
-from ..plots import colours
+from ..plots import METHOD_COLOURS
 
 # %% ../../nbs/pruning/08_fasp_plots.ipynb #c005
 names = dict(bias="bias / original", perplexity="perplexity / original")
@@ -27,8 +27,8 @@ def plot_over_alpha(
     for method, rows in results.groupby("method", sort=False):
         by = rows.groupby("alpha")[value]
         front = dict(lw=2.4, zorder=5) if method == "FASP" else dict(lw=1.3)
-        ax.fill_between(by.min().index, by.min(), by.max(), color=colours[method], alpha=.13, lw=0)
-        ax.plot(by.mean().index, by.mean(), color=colours[method], marker=".", label=method, **front)
+        ax.fill_between(by.min().index, by.min(), by.max(), color=METHOD_COLOURS[method], alpha=.13, lw=0)
+        ax.plot(by.mean().index, by.mean(), color=METHOD_COLOURS[method], marker=".", label=method, **front)
     ax.axhline(1, color="black", lw=.8)
     if limit: ax.axhline(limit, color="grey", lw=.8, ls=":")
     if top: ax.set_ylim(min(.98, .98*results[value].min()), top)
@@ -80,7 +80,7 @@ def plot_seeds(
     low, high = np.nanquantile(xy, [.005, .995]) + np.array([-.08, .08])*np.ptp(np.nanquantile(xy, [.005, .995]))
     ax.plot([low, high], [low, high], color="black", lw=.8)
     ax.scatter(*xy[~spare].T, s=14, facecolors="none", edgecolors="#999999", lw=.8, label="protected")
-    ax.scatter(*xy[spare].T, s=12, color=colours["FASP"], label="may be pruned")
+    ax.scatter(*xy[spare].T, s=12, color=METHOD_COLOURS["FASP"], label="may be pruned")
     ax.set(xlabel="bias without the head, one seed", ylabel="another seed", xlim=(low, high), ylim=(low, high), title="Does the score repeat?")
     ax.legend(fontsize="x-small")
     return ax

@@ -17,7 +17,7 @@ from .fasp import single_heads
 from ..language.models import shipped
 from ..toy_models.organism import load_truth, settings as built
 from ..language.prompts import aliases, name_axis
-from ..states import state_numbers
+from ..states import states_to_ints
 
 # %% ../../nbs/pruning/05_published_scores.ipynb #c005
 hub_ids = {slug(name): name for name in ("distilgpt2", "gpt2", "EleutherAI/gpt-neo-125M", "EleutherAI/gpt-neo-1.3B", "EleutherAI/gpt-j-6B", "meta-llama/Llama-2-7b-chat-hf")}
@@ -65,7 +65,7 @@ def exact_scores(
 ) -> HeadScores:      # without sampling noise
     "The built-in model's head scores, looked up."
     truth = load_truth(model)
-    at = state_numbers(single_heads(truth.n))
+    at = states_to_ints(single_heads(truth.n))
     table = truth.bias.iloc[at].reset_index(drop=True)
     table.insert(0, "ppl", truth.perplexity[at])
     return HeadScores(model, built["layers"], built["heads"], table)

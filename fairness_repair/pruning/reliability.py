@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np, pandas as pd
 from scipy import stats
 
-from ..metrics import bias, debiased_bias
+from ..metrics import group_disparity, noise_corrected_bias
 
 # %% ../../nbs/pruning/06_reliability.ipynb #c005
 def complete(
@@ -102,4 +102,4 @@ def sampled_bias(
     "Bias as it shows when each continuation is toxic or not, by chance."
     rates, rng = np.asarray(rates, float), np.random.default_rng(rng)
     toxic = rng.binomial(1, np.repeat(rates, samples, axis=1))
-    return np.array([(debiased_bias if debias else bias)(row, np.repeat(groups, samples)) for row in toxic])
+    return np.array([(noise_corrected_bias if debias else group_disparity)(row, np.repeat(groups, samples)) for row in toxic])

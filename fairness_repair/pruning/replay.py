@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .active_search import searches
 from .attention_pruning import Objective, verify
 from .fasp import fasp_grid, single_heads
-from ..states import Space, state_numbers
+from ..states import SearchSpace, states_to_ints
 from ..store import Store
 
 # %% ../../nbs/pruning/12_replay.ipynb #c005
@@ -25,7 +25,7 @@ class Lookup:
     ): self.bias, self.perplexity = np.asarray(bias, float), np.asarray(perplexity, float)
 
     def __call__(self, states) -> pd.DataFrame: # bias, perplexity
-        at = state_numbers(states)
+        at = states_to_ints(states)
         return pd.DataFrame(dict(bias=self.bias[at], perplexity=self.perplexity[at]))
 
 # %% ../../nbs/pruning/12_replay.ipynb #c008
@@ -61,7 +61,7 @@ rivals = searches | {"FASP": by_fasp}
 # %% ../../nbs/pruning/12_replay.ipynb #c013
 def replay(
     bench,          # exact: states -> DataFrame with bias, perplexity
-    space:Space,
+    space:SearchSpace,
     method:str,     # a name in `rivals`
     *,
     budget:int,     # measured states, verification included
@@ -83,7 +83,7 @@ def replay(
 
 # %% ../../nbs/pruning/12_replay.ipynb #c018
 def study(
-    bench, space:Space, # as in `replay`
+    bench, space:SearchSpace, # as in `replay`
     *,
     store:Store,    # remembers every run
     about:dict,     # which bench this is
@@ -96,9 +96,9 @@ def study(
 ) -> pd.DataFrame:  # method, budget, noise, seed, what `replay` says
     "Every method at every budget and noise."
     runs = [dict(method=m, budget=b, noise=n, seed=s) for m in methods for b in budgets for n in noises for s in seeds]
-    shared = dict(study=about, space=[space.n, space.low, space.high]) | weights
-    ask = lambda run: store.recall(run | shared, lambda: replay(bench, space, **run, **weights))
-    new = progress and store.unanswered([run | shared for run in runs])
+    shared = dict(study=about, space=[space.n, space.min_dropped, space.max_dropped]) | weights
+    ask = lambda run: store.get_or_compute(run | shared, lambda: replay(bench, space, **run, **weights))
+    new = progress and store.missing([run | shared for run in runs])
     return pd.DataFrame([run | ask(run) for run in tqdm(runs, unit=" runs", disable=not new)])
 
 # %% ../../nbs/pruning/12_replay.ipynb #c021

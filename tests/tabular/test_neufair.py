@@ -5,10 +5,11 @@ import numpy as np, pandas as pd, pytest
 
 from fairness_repair.core import paths
 from fairness_repair.metrics import ci_half_width
-from fairness_repair.tabular.networks import authors_networks
-from fairness_repair.tabular.neufair import best_single, instances, measure, problem, questions, single_drops
-from fairness_repair.tabular.neurons import Neurons, cost_of
-from fairness_repair.tabular.tables import settings
+from fairness_repair.tabular.networks import list_authors_networks
+from fairness_repair.tabular.neufair import (
+    best_single_neuron, evaluate_drop_masks, experiment_configs, load_problem, network_configs, single_neuron_costs)
+from fairness_repair.tabular.neurons import PrunableMLP, make_cost
+from fairness_repair.tabular.tables import PAPER_SETTINGS
 
 from papermill_runs import count, refusal, run, start, table
 
@@ -42,26 +43,28 @@ def test_bad_parameters_are_refused(parameters, message): assert message in refu
 
 
 @pytest.mark.parametrize("more, message", [
-    (dict(networks="author"), "Did you mean 'authors'"), (dict(by=["RV"]), "unknown strategy 'RV'"), (dict(threshold=98.), "threshold = 98"),
+    (dict(networks="author"), "Did you mean 'authors'"), (dict(strategies=["RV"]), "unknown strategy 'RV'"), (dict(threshold=98.), "threshold = 98"),
     (dict(metric="eodd"), "Did you mean 'eod'"), (dict(budget=-5), "must be above 0"), (dict(penalty=-1.), "must not be negative")])
-def test_questions_are_checked_before_any_work(more, message):
-    with pytest.raises(ValueError, match=message): questions("adult", **more)
+def test_configurations_are_checked_before_any_work(more, message):
+    with pytest.raises(ValueError, match=message): experiment_configs("adult", **more)
 
 
 def originals_and_singles(dataset, protected, networks=None, threshold=.98):
     "Per network: metrics of the original on both parts, and of the published single drop."
     rows = []
-    for instance in networks or instances(dataset, "authors", 99):
-        (weights, biases), data, reference = problem(dataset, protected, instance["seed"], "authors", instance.get("dropout"))
-        neurons = Neurons(weights, biases, *data.part("val"), drop="weights")
-        single = best_single(single_drops(neurons, cost_of(neurons, kind="paper", reference=reference, threshold=threshold)))
-        found = measure(weights, biases, data, {"original": np.zeros(neurons.n, bool), "single": single}, drop="weights")
-        rows.append(instance | dict(neuron=int(single.argmax())) | {f"{part} {name} {m}": found.loc[(part, name), m] for part, name in found.index for m in ("eod", "f1", "accuracy")})
+    for instance in networks or network_configs(dataset, "authors", 99):
+        (weights, biases), data, reference = load_problem(dataset, protected, instance["seed"], "authors", instance.get("dropout"))
+        mlp = PrunableMLP(weights, biases, *data.split("val"), drop_mode="keep_bias")
+        cost = make_cost(mlp, penalty_shape="step", reference_f1=reference, threshold=threshold)
+        single = best_single_neuron(single_neuron_costs(mlp, cost))
+        masks = {"original": np.zeros(mlp.n, bool), "single": single}
+        found = evaluate_drop_masks(weights, biases, data, masks, drop_mode="keep_bias")
+        rows.append(instance | dict(neuron=int(single.argmax())) | {f"{split} {name} {m}": found.loc[(split, name), m] for split, name in found.index for m in ("eod", "f1", "accuracy")})
     return pd.DataFrame(rows)
 
 
 @authors
-@pytest.mark.parametrize("dataset, protected", list(settings))
+@pytest.mark.parametrize("dataset, protected", list(PAPER_SETTINGS))
 def test_published_originals_and_single_drops(dataset, protected):
     ours = originals_and_singles(dataset, protected)
     paper = pd.read_csv(paths.data/"paper"/"neufair_rq1_rq2.csv").query("dataset == @dataset and protected == @protected and method == 'Original'").iloc[0]
@@ -88,7 +91,7 @@ def check_dice(dataset, protected, ours):
 @authors
 @pytest.mark.parametrize("dataset, protected, threshold", [("default", "sex", .97), ("meps16", "race", .98)])
 def test_two_published_single_drops_are_of_other_networks(dataset, protected, threshold):
-    chosen = authors_networks(dataset).query("rq4")[["seed", "dropout"]].to_dict("records")
+    chosen = list_authors_networks(dataset).query("in_rq4")[["seed", "dropout"]].to_dict("records")
     check_dice(dataset, protected, originals_and_singles(dataset, protected, chosen, threshold))
 
 
@@ -104,22 +107,22 @@ def own_table():
 
 def test_own_table_own_network_three_groups():
     import torch
-    from fairness_repair.tabular.networks import decisions, repaired
-    from fairness_repair.tabular.neufair import repair
+    from fairness_repair.tabular.networks import apply_drop_mask, predict
+    from fairness_repair.tabular.neufair import repair_classifier
     from fairness_repair.tabular.tables import read_table
     table = read_table(own_table(), label="approved", positive="yes", protected="region", seed=1)
-    assert len(table.groups) == 3
+    assert len(table.group_names) == 3
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(table.X.shape[1], 24), torch.nn.ReLU(), torch.nn.Linear(24, 1))
-    X, y = torch.tensor(table.part("train")[0]), torch.tensor(table.part("train")[1], dtype=torch.float32)
+    X, y = torch.tensor(table.split("train")[0]), torch.tensor(table.split("train")[1], dtype=torch.float32)
     optimiser = torch.optim.Adam(network.parameters(), .01)
     for _ in range(200):
         optimiser.zero_grad()
         torch.nn.functional.binary_cross_entropy_with_logits(network(X)[:, 0], y).backward()
         optimiser.step()
-    fixed = repair(network, table, budget=2000, metric="spd")
+    fixed = repair_classifier(network, table, budget=2000, metric="spd")
     assert fixed.metrics.loc[("val", "repaired"), "spd"] <= fixed.metrics.loc[("val", "original"), "spd"]
     assert fixed.metrics.loc[("val", "repaired"), "f1"] >= .98*fixed.metrics.loc[("val", "original"), "f1"]
-    X, y, group = table.part("test")
-    plain = decisions(repaired(network, fixed.state), X)
+    X, y, group = table.split("test")
+    plain = predict(apply_drop_mask(network, fixed.drop_mask), X)
     assert fixed.metrics.loc[("test", "repaired"), "accuracy"] == pytest.approx((plain == y).mean())

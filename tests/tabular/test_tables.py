@@ -4,7 +4,8 @@ import gzip, hashlib, os
 import numpy as np, pandas as pd, pytest
 
 from fairness_repair.core import fetch, paths, registry
-from fairness_repair.tabular.tables import adult_columns, bank_table, compas_table, data_sets, load_table, read_adult, read_table, settings
+from fairness_repair.tabular.tables import (
+    ADULT_COLUMNS, DATA_SETS, PAPER_SETTINGS, bank_table, compas_table, load_table, read_adult, read_table)
 
 needs_data = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="FAIRNESS_REPAIR_DATA is unset: the tables would be downloaded")
 
@@ -17,19 +18,19 @@ def test_embedded_adult_is_the_registered_content():
 @needs_data
 def test_embedded_adult_is_the_authors_file_row_by_row():
     theirs = pd.read_csv(fetch("tabular/neufair_adult.csv"))
-    theirs.columns = adult_columns
+    theirs.columns = ADULT_COLUMNS
     pd.testing.assert_frame_equal(read_adult(), theirs)
 
 
 @needs_data
-@pytest.mark.parametrize("setting", [*settings, ("compas-noleak", "sex")], ids="-".join)
+@pytest.mark.parametrize("setting", [*PAPER_SETTINGS, ("compas-noleak", "sex")], ids="-".join)
 def test_setting(setting):
     rows, features, groups = {"adult": (32561, 34, 2), "compas": (7214, 12, 2), "compas-noleak": (7214, 10, 2), "bank": (45211, 32, 2),
                               "default": (30000, 30, 2), "meps16": (15675, 138, 2)}[setting[0]]
     table = load_table(*setting, seed=2863102059)
     assert table.X.shape == (rows, features) and table.X.dtype == np.float32
-    assert len(table.groups) == groups == len(set(table.groups)) and len(table.columns) == features
-    assert sorted(np.concatenate(list(table.rows.values()))) == list(range(rows))
+    assert len(table.group_names) == groups == len(set(table.group_names)) and len(table.feature_names) == features
+    assert sorted(np.concatenate(list(table.split_indices.values()))) == list(range(rows))
     assert (table.group == -1).any() == (setting[0] == "bank")
 
 
@@ -62,7 +63,7 @@ def test_meps_without_its_file_says_how_to_get_it(tmp_path, monkeypatch):
 
 
 def test_every_setting_has_a_data_set_and_registered_files():
-    assert {name for name, _ in settings} <= set(data_sets)
+    assert {name for name, _ in PAPER_SETTINGS} <= set(DATA_SETS)
     assert {f"tabular/neufair_{n}" for n in ("adult.csv", "bank-full.csv", "compas", "UCI_Credit_Card.csv")} <= set(registry())
 
 
@@ -82,7 +83,7 @@ def test_file_kinds_agree(people, tmp_path):
     people.drop(columns="when").to_csv(tmp_path/"people.csv.gz", index=False)
     people.to_parquet(tmp_path/"people.parquet")
     expected = read_table(people, **given)
-    assert expected.columns == ("age", "member", "city=Oslo", "city=Rome", "sex=M")
+    assert expected.feature_names == ("age", "member", "city=Oslo", "city=Rome", "sex=M")
     for name, drop in (("people.csv", ()), ("people.csv.gz", ()), ("people.parquet", "when")):
         found = read_table(tmp_path/name, **given | dict(drop=drop))
         assert found.name == "people" and (found.X == expected.X).all() and (found.y == expected.y).all() and (found.group == expected.group).all()
