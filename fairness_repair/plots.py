@@ -147,6 +147,12 @@ def plot_intervals(
     ax.legend(fontsize="x-small", ncols=columns, loc="upper center", bbox_to_anchor=(.5, -.1))
     return ax
 
+# %% ../nbs/05_plots.ipynb #c021a
+def _offsets(runs): # shape (runs,), from -.08 to .08
+    "Place the runs of each axis next to each other."
+    number = runs.groupby("measured_on").cumcount()
+    return .16*(number/max(1, number.max()) - .5)
+
 # %% ../nbs/05_plots.ipynb #c022
 def plot_transfer(
     runs,         # DataFrame: measured_on, heads; bias, bias_ci_low, bias_ci_high, relative to the original
@@ -160,9 +166,7 @@ def plot_transfer(
     kinds = [kind for kind in palette if kind in set(runs["heads"])]
     for j, kind in enumerate(kinds):
         part = runs[runs["heads"] == kind]
-        number = part.groupby("measured_on").cumcount()
-        offset = .24*(j - (len(kinds) - 1)/2) + .16*(number/max(1, number.max()) - .5)
-        at = part["measured_on"].map(axes.index) + offset
+        at = part["measured_on"].map(axes.index) + .24*(j - (len(kinds) - 1)/2) + _offsets(part)
         ax.vlines(at, part["bias_ci_low"], part["bias_ci_high"], color=palette[kind], alpha=.5)
         ax.scatter(at, part["bias"], color=palette[kind], s=22, label=kind, zorder=3)
     if claims is not None:
@@ -192,9 +196,8 @@ def plot_visited(
                               (repaired, "repaired", dict(marker="^", s=70, color=METHOD_COLOURS["SA"]))):
         ax.scatter(row["f1"], 100*row["eod"], label=label, zorder=3, **style)
     ax.axvline(min_f1, color="grey", lw=.8, ls=":", label="F1 that must remain")
-    left = min_f1 - 2*abs(original["f1"] - min_f1) - .02
-    right = max(visited["f1"].max(), original["f1"]) + .005
-    ax.set(xlim=(left, right), ylim=(0, None), title="States of one search",
+    ax.set_xlim(min_f1 - 2*abs(original["f1"] - min_f1) - .02, max(visited["f1"].max(), original["f1"]) + .005)
+    ax.set(ylim=(0, None), title="States of one search",
            xlabel="F1   (right is better)", ylabel="EOD, %   (down is better)")
     ax.legend(fontsize="x-small", loc="upper left")
     return ax

@@ -302,6 +302,7 @@ def _children(space:SearchSpace, parents, costs, population:int, rng): # bool, s
     children ^= rng.random(mother.shape) < 1/space.n
     return enforce_bounds(space, children, rng.random(mother.shape))
 
+# %% ../nbs/03_search.ipynb #c048b
 def _generations(cost:BudgetedCost, population:int, rng): # yields rows of the history
     "Replace the population by the best of parents and children."
     states, idle = random_states(cost.space, population, rng=rng), 0

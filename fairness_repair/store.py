@@ -75,6 +75,7 @@ def put(self:Store,
         row = name, state, np.asarray(numbers, "<f8").tobytes(), seconds
         self.db.execute("insert or ignore into main.measurements values (?, ?, ?, ?)", row)
 
+# %% ../nbs/04_store.ipynb #c009a
 @patch
 def get(self:Store,
     description:dict, # the protocol
@@ -119,6 +120,7 @@ def missing(self:Store,
     known = {row[0] for row in self.db.execute("select id from outcomes")}
     return list({name: q for q in questions if (name := protocol_id(q)) not in known}.values())
 
+# %% ../nbs/04_store.ipynb #c017c
 @patch
 def compute_all(self:Store,
     questions, # as in `get_or_compute`

@@ -29,6 +29,7 @@ class NetArrays(NamedTuple):
     group_labels: np.ndarray  # code of each row, shape (rows,)
     totals: np.ndarray        # rows by group and label, shape (groups + 1, 2)
 
+# %% ../../nbs/tabular/04_incremental.ipynb #c007a
 class ChainState(NamedTuple):
     "Hold one state of a chain and its caches."
     state: np.ndarray     # bool, shape (n,)
@@ -40,6 +41,7 @@ class ChainState(NamedTuple):
     positives: np.ndarray # positive predictions by group and label, shape (groups + 1, 2)
     cost: np.ndarray      # shape (1,)
 
+# %% ../../nbs/tabular/04_incremental.ipynb #c007b
 def _net_arrays(mlp:PrunableMLP) -> NetArrays:
     "Lay out a network for flips."
     each = lambda f: tuple(np.ascontiguousarray(f(w.T)) for w in mlp.weights[1:])
@@ -128,6 +130,7 @@ def _changed_rows(work): # rows, and the change of the unit's output in each
         found += work.change[s] != 0
     return work.rows[:found], work.d[:found]
 
+# %% ../../nbs/tabular/04_incremental.ipynb #c018a
 ROW_CHUNK = 64 # rows that pass the layers together, few enough to stay in the processor's cache
 
 class Workspace(NamedTuple):
@@ -236,6 +239,7 @@ def _accept(net, chain, unit, work):
     chain.alive[net.layer[unit]][net.index[unit]] = 1 - chain.state[unit]
     _bound_slopes(net, chain, net.layer[unit])
 
+# %% ../../nbs/tabular/04_incremental.ipynb #c033b
 @njit(nogil=True, cache=True)
 def _count_after_flip(net, chain, unit, rows, d, counts, work): # writes counts
     "Count the positive predictions after a flip, without changing the chain."
@@ -243,6 +247,7 @@ def _count_after_flip(net, chain, unit, rows, d, counts, work): # writes counts
     for r in range(len(rows)):
         flat[net.group_labels[rows[r]]] += np.int32(new[r] > 0) - np.int32(chain.logit[rows[r]] > 0)
 
+# %% ../../nbs/tabular/04_incremental.ipynb #c033c
 @njit(nogil=True, cache=True)
 def _walk(
     net, chain, rule, min_dropped, max_dropped, u, T, accept_all, work,
@@ -280,6 +285,7 @@ def _update_best_of_walk(budgeted:BudgetedCost, state, units, accepted, costs):
     states[np.arange(len(good)), units[good]] ^= True
     budgeted.update_best(states, costs[good])
 
+# %% ../../nbs/tabular/04_incremental.ipynb #c037a
 class _Walker:
     "Hold the parts of an incremental search that its steps share."
     def __init__(self, mlp, cost, space, budgeted, rng, visited):
@@ -300,25 +306,26 @@ class _Walker:
         if self.visited is not None: self.visited.append(counts)
         return accepted, costs
 
-    def anneal(
-        self, start, T0, n_temperature_steps, chi_0, cooling, accept_all, steps_per_block,
-    ): # yields rows of the history
-        "Estimate the temperature, go back to the start, and anneal until the budget ends."
-        budget, chain, i = self.budgeted.budget, _chain_state(self.mlp, start[0]), 0
-        if T0 is None and not accept_all:
-            first = self.budgeted(start)
-            costs = np.concatenate([first, self.walk(chain, np.ones(n_temperature_steps), True)[1]])
-            T0 = temperatures_of_walks(costs[:, None], chi_0=chi_0)[0]
-            chain.state[:] = start[0]
-        if budget.reason: return
-        chain.cost[:] = self.budgeted(start)
-        while not budget.reason:
-            if accept_all: T = np.full(steps_per_block, np.inf)
-            else: T = np.maximum(cooling(T0, i + np.arange(steps_per_block)), 1e-300)
-            accepted, _ = self.walk(chain, T, accept_all)
-            temperature = 0 if accept_all else T[len(accepted) - 1]
-            yield dict(cost=chain.cost[0], temperature=temperature, accepted=accepted.mean())
-            i += steps_per_block
+# %% ../../nbs/tabular/04_incremental.ipynb #c037b
+def _annealing_steps(
+    walker:_Walker, start, T0, n_temperature_steps, chi_0, cooling, accept_all, steps_per_block,
+): # yields rows of the history
+    "Estimate the temperature, go back to the start, and anneal until the budget ends."
+    budget, chain, i = walker.budgeted.budget, _chain_state(walker.mlp, start[0]), 0
+    if T0 is None and not accept_all:
+        first = walker.budgeted(start)
+        costs = np.concatenate([first, walker.walk(chain, np.ones(n_temperature_steps), True)[1]])
+        T0 = temperatures_of_walks(costs[:, None], chi_0=chi_0)[0]
+        chain.state[:] = start[0]
+    if budget.reason: return
+    chain.cost[:] = walker.budgeted(start)
+    while not budget.reason:
+        if accept_all: T = np.full(steps_per_block, np.inf)
+        else: T = np.maximum(cooling(T0, i + np.arange(steps_per_block)), 1e-300)
+        accepted, _ = walker.walk(chain, T, accept_all)
+        temperature = 0 if accept_all else T[len(accepted) - 1]
+        yield dict(cost=chain.cost[0], temperature=temperature, accepted=accepted.mean())
+        i += steps_per_block
 
 # %% ../../nbs/tabular/04_incremental.ipynb #c038
 def anneal_incremental(
@@ -346,5 +353,5 @@ def anneal_incremental(
     rng = np.random.default_rng(rng).spawn(1)[0]
     walker = _Walker(mlp, cost, space, budgeted, rng, visited)
     start = states_from_uniforms(space, rng.random((1, space.n + 1)))
-    steps = walker.anneal(start, T0, n_temperature_steps, chi_0, cooling, accept_all, steps_per_block)
+    steps = _annealing_steps(walker, start, T0, n_temperature_steps, chi_0, cooling, accept_all, steps_per_block)
     return run_search(budgeted, steps, end_reason="no new states", callback=callback, progress=progress)

@@ -89,6 +89,7 @@ STRATEGIES = {
     "SA, paper": RepairStrategy(**PUBLISHED), "RW, paper": RepairStrategy("RW", **PUBLISHED),
     "single, paper": RepairStrategy("single", rounded_f1=True, **PUBLISHED)}
 
+# %% ../../nbs/tabular/05_neufair.ipynb #c018a
 def get_strategy(
     name:str, # one of `STRATEGIES`
 ) -> RepairStrategy:

@@ -61,6 +61,7 @@ def preactivations(
         z = h @ mlp.weights[l + 1].T + mlp.biases[l + 1]
     yield z
 
+# %% ../../nbs/tabular/03_neurons.ipynb #c009a
 def forward_logits(
     mlp:PrunableMLP,
     state,       # bool, shape (n,)
@@ -69,6 +70,7 @@ def forward_logits(
     *_, z = preactivations(mlp, state)
     return z[:, 0]
 
+# %% ../../nbs/tabular/03_neurons.ipynb #c009c
 def count_positives(
     mlp:PrunableMLP,
     states, # bool, shape (states, n)
@@ -111,6 +113,7 @@ def check_cost_settings(
         raise ValueError(f"threshold = {threshold}: the share of F1 that must remain lies in (0, 1]")
     if not penalty >= 0: raise ValueError(f"penalty = {penalty}: must not be negative")
 
+# %% ../../nbs/tabular/03_neurons.ipynb #c017a
 def make_cost(
     mlp:PrunableMLP,
     *,
