@@ -196,8 +196,8 @@ def plot_visited(
                               (repaired, "repaired", dict(marker="^", s=70, color=METHOD_COLOURS["SA"]))):
         ax.scatter(row["f1"], 100*row["eod"], label=label, zorder=3, **style)
     ax.axvline(min_f1, color="grey", lw=.8, ls=":", label="F1 that must remain")
-    ax.set_xlim(min_f1 - 2*abs(original["f1"] - min_f1) - .02, max(visited["f1"].max(), original["f1"]) + .005)
-    ax.set(ylim=(0, None), title="States of one search",
+    low, high = min_f1 - 2*abs(original["f1"] - min_f1), max(visited["f1"].max(), original["f1"])
+    ax.set(xlim=(low - .02, high + .005), ylim=(0, None), title="States of one search",
            xlabel="F1   (right is better)", ylabel="EOD, %   (down is better)")
     ax.legend(fontsize="x-small", loc="upper left")
     return ax

@@ -353,5 +353,6 @@ def anneal_incremental(
     rng = np.random.default_rng(rng).spawn(1)[0]
     walker = _Walker(mlp, cost, space, budgeted, rng, visited)
     start = states_from_uniforms(space, rng.random((1, space.n + 1)))
-    steps = _annealing_steps(walker, start, T0, n_temperature_steps, chi_0, cooling, accept_all, steps_per_block)
+    steps = _annealing_steps(
+        walker, start, T0, n_temperature_steps, chi_0, cooling, accept_all, steps_per_block)
     return run_search(budgeted, steps, end_reason="no new states", callback=callback, progress=progress)
