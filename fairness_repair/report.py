@@ -65,7 +65,7 @@ def save_table(
     stem = paths.figures/slug(name)
     table.to_csv(f"{stem}.csv", index=False)
     text = f"# {title}\n\n{to_markdown(table)}\n\n```json\n{record}\n```\n"
-    with open(f"{stem}.md", "w") as f: f.write(text)
+    with open(f"{stem}.md", "w", encoding="utf-8") as f: f.write(text)
     return [f"{stem.name}.csv", f"{stem.name}.md"]
 
 def save_figure(

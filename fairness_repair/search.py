@@ -48,11 +48,11 @@ def _evaluate(self:BudgetedCost, states):
 @patch
 def __call__(self:BudgetedCost, states) -> np.ndarray:
     "Return the costs of the states, from the first, as far as the budget allows."
-    if self.known is None: return self._evaluate(states[:self.budget.left(len(states))])
+    if self.known is None: return self._evaluate(states[:self.budget.affordable(len(states))])
     found = []
     for state in states:
         if (key := state.tobytes()) not in self.known:
-            if not self.budget.left(1): break
+            if not self.budget.affordable(1): break
             self.known[key] = self._evaluate(state[None])[0]
         found.append(self.known[key])
     return np.array(found)

@@ -295,7 +295,7 @@ class _Walker:
 
     def walk(self, chain, T, accept_all) -> tuple: # accepted, costs, as many as the budget allows
         "Move a chain, one step for each temperature."
-        steps, before = self.budgeted.budget.left(len(T)), chain.state.copy()
+        steps, before = self.budgeted.budget.affordable(len(T)), chain.state.copy()
         u = self.rng.random((steps, 2))
         _refresh(self.mlp, chain)
         low, high = self.space.min_dropped, self.space.max_dropped

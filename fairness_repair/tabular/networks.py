@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch
 from torch import nn
 from tqdm import tqdm
 
-from ..core import fetch, paths, registry, unknown
+from ..core import fetch, paths, registry, unknown_name_message
 
 # %% ../../nbs/tabular/01_networks.ipynb #c005
 def make_mlp(
@@ -114,7 +114,8 @@ def train(
 ) -> tuple: # network in eval mode; record: val_f1, best_epoch (the one kept), n_epochs (trained), stop_reason
     "Train a network and keep its best epoch."
     if isinstance(recipe, str):
-        if recipe not in TRAINING_RECIPES: raise KeyError(unknown("recipe", recipe, TRAINING_RECIPES))
+        if recipe not in TRAINING_RECIPES:
+            raise KeyError(unknown_name_message("recipe", recipe, TRAINING_RECIPES))
         recipe = TRAINING_RECIPES[recipe]
     epochs, patience = recipe.epochs if epochs is None else epochs, patience or recipe.patience or np.inf
     if epochs < 1: raise ValueError(f"epochs = {epochs}: needs at least 1")
@@ -154,7 +155,8 @@ def list_authors_networks(
     "List the networks of NeuFair's repository."
     files = [name for name in registry() if name.startswith("neufair_models/")]
     known = sorted({name.split("/")[1] for name in files})
-    if dataset not in known: raise KeyError(unknown("data set with networks of the authors", dataset, known))
+    if dataset not in known:
+        raise KeyError(unknown_name_message("data set with networks of the authors", dataset, known))
     rows = []
     for file in files:
         if file.split("/")[1] != dataset: continue
@@ -192,7 +194,7 @@ def load_authors_network(
     "Load a network that NeuFair's authors trained."
     found = list_authors_networks(dataset)
     same = found[found["seed"] == seed].sort_values("f1", ascending=False)
-    if not len(same): raise KeyError(unknown(f"seed of {dataset}", seed, found["seed"].unique()))
+    if not len(same): raise KeyError(unknown_name_message(f"seed of {dataset}", seed, found["seed"].unique()))
     if dropout is not None: same = same[same["dropout"] == dropout]
     if not len(same): raise ValueError(f"{dataset} has no network of seed {seed} with dropout {dropout}")
     record = same.iloc[0].to_dict()
@@ -272,7 +274,7 @@ def apply_drop_mask(
     drop_mode:str="zero_output", # output of a dropped neuron: 0, or with "keep_bias" relu(bias)
 ) -> nn.Module:        # a copy, in eval mode
     "Drop neurons by zeroing their weights."
-    if drop_mode not in DROP_MODES: raise ValueError(unknown("drop_mode", drop_mode, DROP_MODES))
+    if drop_mode not in DROP_MODES: raise ValueError(unknown_name_message("drop_mode", drop_mode, DROP_MODES))
     found, drop_mask = copy.deepcopy(network).eval(), np.asarray(drop_mask, bool)
     hidden = _linear_layers(found)[:-1]
     sizes = [m.out_features for m in hidden]

@@ -10,7 +10,7 @@ __all__ = ['PENALTY_SHAPES', 'PrunableMLP', 'preactivations', 'forward_logits', 
 from dataclasses import dataclass
 import numpy as np
 
-from ..core import unknown
+from ..core import unknown_name_message
 from .fairness_metrics import FAIRNESS_METRICS, count_by_group_label, f1_score, group_label_codes
 from .networks import DROP_MODES
 
@@ -26,7 +26,8 @@ class PrunableMLP:
         *,
         drop_mode:str="zero_output", # output of a dropped neuron: 0, or with "keep_bias" relu(bias)
     ):
-        if drop_mode not in DROP_MODES: raise ValueError(unknown("drop_mode", drop_mode, DROP_MODES))
+        if drop_mode not in DROP_MODES:
+            raise ValueError(unknown_name_message("drop_mode", drop_mode, DROP_MODES))
         self.weights = [np.asarray(w, np.float32) for w in weights]
         self.biases = [np.asarray(b, np.float32) for b in biases]
         self.drop_mode, self.n_groups = drop_mode, int(np.max(group)) + 1
@@ -106,9 +107,10 @@ def check_cost_settings(
     metric:str="eod", penalty:float=3., threshold:float=.98, penalty_shape:str="graded", # as in `make_cost`
 ):
     "Refuse settings that give no cost."
-    if metric not in FAIRNESS_METRICS: raise ValueError(unknown("metric", metric, FAIRNESS_METRICS))
+    if metric not in FAIRNESS_METRICS:
+        raise ValueError(unknown_name_message("metric", metric, FAIRNESS_METRICS))
     if penalty_shape not in PENALTY_SHAPES:
-        raise ValueError(unknown("penalty_shape", penalty_shape, PENALTY_SHAPES))
+        raise ValueError(unknown_name_message("penalty_shape", penalty_shape, PENALTY_SHAPES))
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold = {threshold}: the share of F1 that must remain lies in (0, 1]")
     if not penalty >= 0: raise ValueError(f"penalty = {penalty}: must not be negative")

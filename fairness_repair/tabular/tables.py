@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import minmax_scale
-from ..core import fetch, paths, unknown
+from ..core import fetch, paths, unknown_name_message
 
 # %% ../../nbs/tabular/00_tables.ipynb #c005
 def split_rows(
@@ -57,7 +57,8 @@ class Table:
 
     def split(self, name:str) -> tuple: # X, y and group
         "Return the rows of one split: \"train\", \"val\" or \"test\"."
-        if name not in self.split_indices: raise KeyError(unknown("split", name, self.split_indices))
+        if name not in self.split_indices:
+            raise KeyError(unknown_name_message("split", name, self.split_indices))
         rows = self.split_indices[name]
         return self.X[rows], self.y[rows], self.group[rows]
 
@@ -248,13 +249,13 @@ def load_table(
     shares=(.6, .2, .2), # of train, val and test
 ) -> Table:
     "Load one of the papers' data sets, prepared and split as they do."
-    if name not in DATA_SETS: raise KeyError(unknown("data set", name, DATA_SETS))
+    if name not in DATA_SETS: raise KeyError(unknown_name_message("data set", name, DATA_SETS))
     return _split_table(name, DATA_SETS[name](), protected, seed, shares)
 
 def _split_table(name, raw, protected, seed, shares):
     protected = next(iter(raw.protected)) if protected is None else protected
     if protected not in raw.protected:
-        raise KeyError(unknown(f"protected attribute of {name}", protected, raw.protected))
+        raise KeyError(unknown_name_message(f"protected attribute of {name}", protected, raw.protected))
     split_indices = split_rows(len(raw.y), seed=seed, shares=shares)
     values, group_names = raw.protected[protected]
     group = pd.Categorical(values, group_names).codes.astype(int)
@@ -277,7 +278,7 @@ def read_table(
     frame, name = _read_frame(source)
     drop = [drop] if isinstance(drop, str) else list(drop)
     for column in [label, protected, *drop]:
-        if column not in frame: raise KeyError(unknown(f"column of {name}", column, frame))
+        if column not in frame: raise KeyError(unknown_name_message(f"column of {name}", column, frame))
     frame = frame.drop(columns=[c for c in drop if c not in (label, protected)]).reset_index(drop=True)
     _check_missing(frame)
     y = _positives(frame.pop(label), positive)
@@ -313,7 +314,8 @@ def _positives(labels, positive): # bool, shape (rows,)
         some = ", ".join(map(str, values[:5]))
         raise ValueError(f"label {labels.name!r} has {len(values)} values ({some}): needs two")
     y = ((labels == positive) | (labels.astype(str) == str(positive))).to_numpy(bool)
-    if not y.any(): raise ValueError(unknown(f"value of label {labels.name!r}: positive =", positive, values))
+    if not y.any():
+        raise ValueError(unknown_name_message(f"value of label {labels.name!r}: positive =", positive, values))
     return y
 
 def _groups(values, groups) -> tuple: # group per row, names
@@ -326,7 +328,7 @@ def _groups(values, groups) -> tuple: # group per row, names
     if not isinstance(groups, dict): groups = {str(v): [v] for v in groups}
     named = {v: str(name) for name, members in groups.items() for v in members}
     for v in named:
-        if v not in found: raise ValueError(unknown(f"value of {values.name!r}", v, found))
+        if v not in found: raise ValueError(unknown_name_message(f"value of {values.name!r}", v, found))
     return values.map(named), tuple(map(str, groups))
 
 # %% ../../nbs/tabular/00_tables.ipynb #c057

@@ -79,4 +79,4 @@ def test_budget_in_seconds():
     from fairness_repair.core import Budget
     mlp = network((8, 12, 10, 1), rows=700)
     found = anneal_incremental(mlp, make_cost(mlp), SearchSpace(mlp.n, 2, 9), budget=Budget(seconds=.5))
-    assert found.stop_reason == "seconds" and found.seconds < 5
+    assert found.stop_reason == "seconds" and found.n_evaluations > 1

@@ -1,5 +1,5 @@
 "Networks: the authors' 53 reproduce their own numbers, training can be interrupted, others are refused."
-import io, os, tarfile
+import io, tarfile
 
 import numpy as np, pandas as pd, pytest, torch
 from scipy import stats
@@ -13,8 +13,8 @@ from fairness_repair.tabular.networks import (
     make_mlp, predict, predict_proba, train)
 from fairness_repair.tabular.tables import PAPER_SETTINGS, Table, load_table, split_rows
 
-needs_data = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"),
-                                reason="networks and tables would be downloaded: set FAIRNESS_REPAIR_DATA")
+import needs
+
 data_sets = ("adult", "bank", "compas", "default", "meps16")
 
 
@@ -31,7 +31,7 @@ def judged(network, table, split):
     return np.array([eod(predicted, y, group), f1_score(y, predicted), (predicted == y).mean()])
 
 
-@needs_data
+@needs.data
 @pytest.mark.parametrize("dataset", data_sets)
 def test_every_network_of_the_authors_gives_the_f1_of_its_file_name(dataset):
     for row in list_authors_networks(dataset).itertuples():
@@ -43,7 +43,7 @@ def test_every_network_of_the_authors_gives_the_f1_of_its_file_name(dataset):
         assert [w.shape[0] for w in layers[0]] == [len(b) for b in layers[1]]
 
 
-@needs_data
+@needs.data
 @pytest.mark.parametrize("setting", ["adult-sex", "adult-race", "compas-sex", "compas-race", "default-sex"])
 def test_original_and_best_single_drop_per_seed(setting):
     "What the authors' code prints, seed by seed: the unmodified network, and one without its best neuron."
@@ -64,7 +64,7 @@ def test_original_and_best_single_drop_per_seed(setting):
         assert close(judged(dropped, table, "test"), published)
 
 
-@needs_data
+@needs.data
 @pytest.mark.parametrize("setting", PAPER_SETTINGS, ids="-".join)
 def test_published_row_of_the_unmodified_network(setting):
     "All digits of mean and interval; MEPS16's are over twelve networks."
@@ -82,7 +82,7 @@ def test_published_row_of_the_unmodified_network(setting):
     assert np.allclose([mean[1], half[1], mean[2], half[2]], published, atol=5.1e-4)
 
 
-@needs_data
+@needs.data
 @pytest.mark.parametrize("drop_mode", ["zero_output", "keep_bias"])
 @pytest.mark.parametrize("dataset", data_sets)
 def test_repair_equals_an_explicit_mask(dataset, drop_mode):

@@ -7,8 +7,7 @@ from fairness_repair.core import fetch, paths, registry
 from fairness_repair.tabular.tables import (
     ADULT_COLUMNS, DATA_SETS, PAPER_SETTINGS, bank_table, compas_table, load_table, read_adult, read_table)
 
-needs_data = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"),
-                                reason="the tables would be downloaded: set FAIRNESS_REPAIR_DATA")
+import needs
 
 
 def test_embedded_adult_is_the_registered_content():
@@ -17,14 +16,14 @@ def test_embedded_adult_is_the_registered_content():
     assert hashlib.sha256(content).hexdigest() == expected, "not UCI's adult.data"
 
 
-@needs_data
+@needs.data
 def test_embedded_adult_is_the_authors_file_row_by_row():
     theirs = pd.read_csv(fetch("tabular/neufair_adult.csv"))
     theirs.columns = ADULT_COLUMNS
     pd.testing.assert_frame_equal(read_adult(), theirs)
 
 
-@needs_data
+@needs.data
 @pytest.mark.parametrize("setting", [*PAPER_SETTINGS, ("compas-noleak", "sex")], ids="-".join)
 def test_setting(setting):
     rows, features = {
@@ -38,7 +37,7 @@ def test_setting(setting):
     assert (table.group == -1).any() == (setting[0] == "bank")
 
 
-@needs_data
+@needs.data
 def test_bank_compares_the_ages_that_the_names_say():
     ages = pd.read_csv(fetch("tabular/neufair_bank-full.csv"), sep=";")["age"]
     values, groups = bank_table().protected["age"]
@@ -46,7 +45,7 @@ def test_bank_compares_the_ages_that_the_names_say():
     assert found == {"18-25": (18, 25), "42-48": (42, 48)}
 
 
-@needs_data
+@needs.data
 def test_compas_columns_are_what_they_are_called():
     "Every defendant with the label was charged again; the names of the groups agree with ProPublica's table."
     compas = compas_table()
