@@ -448,7 +448,7 @@ def anneal_surrogates(
     w, original = surrogates.weights, surrogates.original
     rule = tuple(float(x) for x in (w["epsilon"], w["limit"], original["bias"], original["perplexity"]))
     kind, where = (CompiledGroup, {}) if device is None else (TensorGroup, dict(device=pick_device(device)))
-    groups = [kind(nets, rule, space, rngs[i:i + kind.size], keep, **where) for i in range(0, chains, kind.size)]
+    groups = [kind(nets, rule, space, rngs[i:i + kind.size], n_best, **where) for i in range(0, chains, kind.size)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, threadpool_limits(1): # in this order: the limit is torch's, too
         team = _Groups(groups, BudgetedCost(surrogates, space, budget, n_best=n_best), pool)
         steps = _anneal(team, chains, T0, n_temperature_steps, chi_0, cooling, block)

@@ -314,8 +314,8 @@ def _positives(labels, positive): # bool, shape (rows,)
         some = ", ".join(map(str, values[:5]))
         raise ValueError(f"label {labels.name!r} has {len(values)} values ({some}): needs two")
     y = ((labels == positive) | (labels.astype(str) == str(positive))).to_numpy(bool)
-    if not y.any():
-        raise ValueError(unknown_name_message(f"value of label {labels.name!r}: positive =", positive, values))
+    what = f"value of label {labels.name!r}: positive ="
+    if not y.any(): raise ValueError(unknown_name_message(what, positive, values))
     return y
 
 def _groups(values, groups) -> tuple: # group per row, names
