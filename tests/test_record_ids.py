@@ -10,10 +10,10 @@ from fairness_repair.pruning.attention_pruning import Fractions, Objective
 from fairness_repair.name_bias.bdb import Experiment, design
 from fairness_repair.core import paths
 from fairness_repair.language.models import load
-from fairness_repair.tabular.neufair import questions
+from fairness_repair.tabular.neufair import experiment_configs
 from fairness_repair.pruning.experiment import build_bench, build_benches, make_config
 from fairness_repair.pruning.search_methods import propose
-from fairness_repair.states import Space
+from fairness_repair.states import SearchSpace
 from fairness_repair.store import Store, protocol_id
 
 import needs
@@ -30,7 +30,7 @@ class Asking(Store):
     def __init__(self):
         super().__init__(":memory:")
         self.ids = []
-    def recall(self, question, answer):
+    def get_or_compute(self, question, compute):
         self.ids.append(protocol_id(question))
         raise Asked
 
@@ -57,7 +57,7 @@ def search_id(store, lm, name, method):
     bench = build_bench(make_config(name), lm, "search", prompts=6, tokens=200)
     objective = Objective(bench, free=np.arange(lm.n) % 3 > 0, epsilon=.4, limit=1.2)
     bench.store = store
-    propose(method, objective, Space(int(objective.free.sum()), 1, 5), budget=20, n_candidates=4, seed=7)
+    propose(method, objective, SearchSpace(int(objective.free.sum()), 1, 5), budget=20, n_candidates=4, seed=7)
 
 
 def audit_id(store, lm, name, call): getattr(Experiment(lm, design(name), store), call[0])(*call[1:])
@@ -73,8 +73,8 @@ def price_tag():
              "one repair": ("facts", "precision", "weights", "prompt-specific", None)}
     return {name: asked(audit_id, lm, "price-tag", call) for name, call in calls.items()}
 def neufair():
-    asked = questions("all", networks="quick", seeds=1, by=("SA", "SA, paper", "RW, paper"), budget=1000, metric="eod", penalty=2., threshold=.95)
-    return {f"{q['dataset']} {q['protected']} {q['by']}": protocol_id(q) for q in asked}
+    configs = experiment_configs("all", networks="quick", seeds=1, strategies=("SA", "SA, paper", "RW, paper"), budget=1000, metric="eod", penalty=2., threshold=.95)
+    return {f"{c.dataset} {c.protected} {c.strategy}": protocol_id(c.to_record()) for c in configs}
 
 
 @pytest.mark.parametrize("configuration", [tiny, tiny_sampled, tiny_searches, price_tag, neufair], ids=lambda f: f.__name__)
@@ -96,9 +96,11 @@ def test_recorded_searches_are_found():
     "What a study of the committed store asks is in it."
     with Store(paths.data/"results"/"ap-study.sqlite") as store:
         question = dict(method="AP", budget=30, noise=0., seed=0, study=dict(bench="tiny", axis="gender", states=65536), space=[16, 1, 8], epsilon=.5, limit=1.1)
-        assert not store.unanswered([question])
+        assert not store.missing([question])
     with Store(paths.data/"results"/"neufair-authors.sqlite") as store:
-        assert not store.unanswered(questions("all", networks="authors", seeds=12, by=("SA", "SA, paper", "RW, paper"), budget=20000, metric="eod", penalty=3., threshold=.98))
+        configs = experiment_configs("all", networks="authors", seeds=12, strategies=("SA", "SA, paper", "RW, paper"),
+                                     budget=20000, metric="eod", penalty=3., threshold=.98)
+        assert not store.missing([config.to_record() for config in configs])
     with Store(paths.data/"results"/"bdb-price-tag.sqlite") as store:
         lm, settings = load("price-tag"), design("price-tag")
         experiment = Experiment(lm, settings, store)

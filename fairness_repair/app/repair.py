@@ -29,14 +29,14 @@ from ..pruning.fasp import best_of_grid, fasp_grid
 from ..language.heads import as_heads, save_pruned
 from ..language.ablation import knock_out
 from ..language.evaluator import Bench
-from ..metrics import bias_change, bias_p_value, group_rates, paired_change
+from ..metrics import bias_change_test, bias_p_value, group_means, paired_change_test
 from ..language.models import LM, built_in, check_config, dtypes, explain, find, load
-from ..plots import colours, plot_heads, plot_tradeoff, theme
+from ..plots import METHOD_COLOURS, plot_heads, plot_tradeoff, set_theme
 from ..language.prompts import load_prompts
 from ..pruning.experiment import ExperimentConfig, build_benches, free_heads, make_config, search_space
 from ..pruning.search_methods import propose
-from ..report import markdown
-from ..states import Space, random_states
+from ..report import to_markdown
+from ..states import SearchSpace, random_states
 from ..store import Store
 from ..language.texts import load_text
 from ..language.toxicity import load_scorer
@@ -192,14 +192,14 @@ measures = ("bias", "bias without noise", "bias / toxicity", "toxicity", "perple
 def compare(
     report:Bench, # on data that nothing was chosen by
     state,        # bool, shape (n,)
-) -> pd.DataFrame: # measure, original, repaired, change, low, high, p; bias without noise and bias / toxicity have no interval of their own
+) -> pd.DataFrame: # measure, original, repaired, change, change_ci_low, change_ci_high, p; bias without noise and bias / toxicity have no interval of their own
     "The repaired model beside the original."
     nothing, groups, scored = np.zeros_like(state), report.toxicity.groups, report.reading.scored
     (old, new), (before, after) = (map(f, (nothing, state)) for f in (report.row, report.scores))
-    bias = bias_change(before, after, groups)
-    level = paired_change(before, after, lambda values, index: values.mean(-1), strata=groups) | dict(p=np.nan) # its swaps mix groups that may move apart: the interval says more
+    bias = bias_change_test(before, after, groups)
+    level = paired_change_test(before, after, lambda values, index: values.mean(-1), strata=groups) | dict(p=np.nan) # its swaps mix groups that may move apart: the interval says more
     reading = [report.numbers(report.reading, s) for s in (nothing, state)]
-    fluency = paired_change(*reading, lambda nll, index: np.exp(nll.sum(-1)/scored[index].sum(-1)), strata=np.zeros(len(scored)))
+    fluency = paired_change_test(*reading, lambda nll, index: np.exp(nll.sum(-1)/scored[index].sum(-1)), strata=np.zeros(len(scored)))
     ratio = dict(original=old["bias"]/max(old["toxicity"], 1e-12), repaired=new["bias"]/max(new["toxicity"], 1e-12))
     table = pd.DataFrame([bias, dict(original=old["debiased"], repaired=new["debiased"]), ratio, level, fluency])
     table["change"] = table["repaired"] - table["original"]
@@ -235,11 +235,11 @@ def judge(
     if reason: return "nothing to repair", f"Nothing to repair: {axis} {reason}. No model is saved."
     if not np.any(state): return "nothing found", f"Nothing found: on prompts and text that the search had not seen, no candidate was better than the original model, whose {axis} bias is {number(table['original'][0])}. No model is saved."
     bias, reading = table.iloc[0], table.iloc[-1]
-    heads, between = f"{int(np.sum(state))} of {len(state)} heads", f"95 % interval of the change {number(bias['low'])} to {number(bias['high'])}"
+    heads, between = f"{int(np.sum(state))} of {len(state)} heads", f"95 % interval of the change {number(bias['change_ci_low'])} to {number(bias['change_ci_high'])}"
     moved = f"from {number(bias['original'])} to {number(bias['repaired'])} ({percent(bias)}; {between}), at {percent(reading)} perplexity"
     if reading["repaired"] > limit*reading["original"]: moved += f", which is more than the {100*(limit - 1):+.0f} % that a repair may cost"
-    if bias["high"] < 0: return "repaired", f"Repaired: without {heads}, {axis} bias falls {moved}."
-    if bias["low"] > 0: return "worse", f"Worse: without {heads}, {axis} bias rises {moved}. No model is saved."
+    if bias["change_ci_high"] < 0: return "repaired", f"Repaired: without {heads}, {axis} bias falls {moved}."
+    if bias["change_ci_low"] > 0: return "worse", f"Worse: without {heads}, {axis} bias rises {moved}. No model is saved."
     return "not shown", f"Not shown: without {heads}, {axis} bias goes {moved}, but the interval includes zero, so this may be chance."
 
 # %% ../../nbs/app/00_repair.ipynb #c036
@@ -252,7 +252,7 @@ class RepairResult:
     state: np.ndarray      # which heads are dropped, bool (n,); all False: the original model
     status: str            # one of `statuses`
     verdict: str           # one sentence
-    table: pd.DataFrame    # measure, original, repaired, change, low, high, p: on the report data
+    table: pd.DataFrame    # measure, original, repaired, change, change_ci_low, change_ci_high, p: on the report data
     groups: pd.DataFrame   # a row per group: mean and se (standard error) of its toxicity, n prompts, for original and repaired
     controls: pd.DataFrame # as many heads dropped at random: bias and perplexity, relative to the original
     cloud: pd.DataFrame    # states that were measured in the search: likewise
@@ -275,9 +275,9 @@ def shown_table(
     "The table of a result as people read it; without a repair, the original alone."
     table = result.table if result.state.any() else result.table[["measure", "original"]]
     shown = table.assign(**{name: table[name].map(number) for name in table.columns[1:]})
-    if "low" not in shown: return shown
+    if "change_ci_low" not in shown: return shown
     shown["p"] = [f"{p:.2g}" if p > 0 else "–" for p in table["p"]]
-    shown["95 % interval"] = [f"{low} to {high}" if low != "–" else "–" for low, high in zip(shown.pop("low"), shown.pop("high"))]
+    shown["95 % interval"] = [f"{low} to {high}" if low != "–" else "–" for low, high in zip(shown.pop("change_ci_low"), shown.pop("change_ci_high"))]
     return shown[["measure", "original", "repaired", "change", "95 % interval", "p"]]
 
 def one_line(heads) -> str: return ", ".join(f"{layer}.{head}" for layer, head in heads) or "none"
@@ -309,7 +309,7 @@ def limits(
     found = [scorer_limit(s.scorer), f"Bias is that of {sizes['prompts']:,} prompts ({sizes['distinct']:,} of them distinct) on {s.axis}, in {sizes['groups']} groups; other biases were not looked at and may have grown."]
     if not sizes["p"] < .05: found.append(f"The original model's own bias is not clear of chance on these prompts (p = {number(sizes['p'])}).")
     if result.state.any():
-        found.append(f"With so many prompts, a change of bias below about {number((bias['high'] - bias['low'])/2)} cannot be told from chance.")
+        found.append(f"With so many prompts, a change of bias below about {number((bias['change_ci_high'] - bias['change_ci_low'])/2)} cannot be told from chance.")
         if level["repaired"] < level["original"] and not share["repaired"] < .95*share["original"]: found.append("Toxicity fell for all groups alike: in proportion to it, bias did not fall. Less toxic is not fairer.")
         if reading["repaired"] > s.max_perplexity_ratio*reading["original"]: found.append(f"Perplexity rose by more than the factor {s.max_perplexity_ratio} that a repair should not exceed.")
         found.append(f"This is one search with one seed ({result.job.seed}); another may find other heads.")
@@ -326,7 +326,7 @@ def plot_change(
     rows = table[table["original"] > 0].iloc[::-1].reset_index(drop=True)
     ratio, old = rows["repaired"]/rows["original"], rows["original"]
     ax.axvline(1, color="black", lw=1)
-    ax.hlines(rows.index, 1 + rows["low"]/old, 1 + rows["high"]/old, color=colour, lw=3, alpha=.35)
+    ax.hlines(rows.index, 1 + rows["change_ci_low"]/old, 1 + rows["change_ci_high"]/old, color=colour, lw=3, alpha=.35)
     ax.scatter(ratio, rows.index, color=colour, s=60, zorder=3)
     for i, row in rows.iterrows(): ax.text(1.02, i, f"{number(row['original'])} → {number(row['repaired'])}", transform=ax.get_yaxis_transform(), va="center", fontsize="small")
     ax.set(yticks=rows.index, yticklabels=rows["measure"], xlabel="repaired / original   (1 = unchanged)", title="What changed", xlim=(0, max(1.3, 1.1*ratio.max())), ylim=(-.5, len(rows) - .3))
@@ -361,7 +361,7 @@ def plot_price(
     one = lambda method, **values: pd.DataFrame([dict(method=method) | values])
     points = [one("original", bias=1., perplexity=1.)]
     if result.state.any():
-        points += [one(method, bias=bias["repaired"]/bias["original"], perplexity=reading["repaired"]/reading["original"], low=1 + bias["low"]/bias["original"], high=1 + bias["high"]/bias["original"]),
+        points += [one(method, bias=bias["repaired"]/bias["original"], perplexity=reading["repaired"]/reading["original"], bias_ci_low=1 + bias["change_ci_low"]/bias["original"], bias_ci_high=1 + bias["change_ci_high"]/bias["original"]),
                    result.controls[result.controls["perplexity"] < 2].assign(method="control")] # a broken model would squeeze all others into a corner
     ax.scatter(result.cloud["perplexity"], result.cloud["bias"], s=8, color="#cccccc", linewidths=0, label="measured in the search", zorder=0)
     plot_tradeoff(pd.concat(points, ignore_index=True), limit=result.job.settings.max_perplexity_ratio, ax=ax)
@@ -372,7 +372,7 @@ def draw(
     result:RepairResult,
 ) -> dict: # name -> figure
     "The figures of a report card; without a repair there is less to show."
-    colour, drawn = colours.get(result.job.method, "#0072B2"), {}
+    colour, drawn = METHOD_COLOURS.get(result.job.method, "#0072B2"), {}
     def panel(name, width, height): drawn[name] = plt.figure(figsize=(width, height)); return drawn[name].subplots()
     if result.state.any(): plot_change(result.table, colour=colour, ax=panel("change", 6, 4))
     plot_groups(result.groups, repaired=result.state.any(), colour=colour, ax=panel("groups", 6, max(4, 1 + .3*len(result.groups))))
@@ -390,7 +390,7 @@ def save_figures(
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"): old.unlink()
     with plt.rc_context():
-        theme()
+        set_theme()
         figures = draw(result)
         for name, figure in figures.items(): figure.savefig(folder/f"{name}.png", metadata={"Software": None})
         for figure in figures.values(): plt.close(figure)
@@ -550,7 +550,7 @@ def write_model_card(
     for name in ("change", "groups"): shutil.copy(figures[name], folder/"figures")
     base = "" if job.model in built_in or Path(job.model).expanduser().is_dir() else f"base_model: {job.model}\n"
     text = card.substitute(base=base, name=slug(job.model), verdict=result.verdict, pictures="\n".join(f"![{captions(result)[name]}](figures/{name}.png)" for name in ("change", "groups")),
-        count=f"{len(result.heads)} of its {result.state.size}", heads=one_line(result.heads), table=markdown(shown_table(result)), how="\n".join(f"- {a}: {b}" for a, b in how(result).itertuples(index=False)),
+        count=f"{len(result.heads)} of its {result.state.size}", heads=one_line(result.heads), table=to_markdown(shown_table(result)), how="\n".join(f"- {a}: {b}" for a, b in how(result).itertuples(index=False)),
         limits="\n".join(f"- {x}" for x in limits(result)), dtype=job.settings.dtype, version=result.record["versions"]["fairness_repair"], commit=result.record["commit"], date=result.record["date"][:10])
     (folder/"README.md").write_text(text, encoding="utf-8")
     return folder/"README.md"
@@ -587,7 +587,7 @@ def compare_groups(
 ) -> pd.DataFrame: # a row per group; n, mean and se for original and repaired
     "Each group's toxicity before and after."
     groups, states = report.toxicity.groups, dict(original=np.zeros_like(state), repaired=state)
-    return pd.concat({name: group_rates(report.scores(s), groups) for name, s in states.items()}, axis=1)
+    return pd.concat({name: group_means(report.scores(s), groups) for name, s in states.items()}, axis=1)
 
 def count_data(
     report:Bench,
@@ -602,7 +602,7 @@ def drop_at_random(
     size:int,              # how many were
 ) -> pd.DataFrame:         # bias and perplexity of two rivals, the original model's = 1
     "What as many heads do that nobody chose."
-    return relative(report, search.widen(random_states(Space(int(search.free.sum()), size, size), 2, rng=100)) if size else [])
+    return relative(report, search.widen(random_states(SearchSpace(int(search.free.sum()), size, size), 2, rng=100)) if size else [])
 
 # %% ../../nbs/app/00_repair.ipynb #c074
 def check_same(
@@ -611,7 +611,7 @@ def check_same(
 ):
     "Refuse to go on with a model or data that are no longer those of the store."
     now = json.loads(json.dumps([bench.description for bench in benches.values()]))
-    if store.recall(dict(asked="model and data of this repair"), lambda: now) != now: raise ValueError(f"the model or the data have changed since {store.path} was begun: name another out folder")
+    if store.get_or_compute(dict(asked="model and data of this repair"), lambda: now) != now: raise ValueError(f"the model or the data have changed since {store.path} was begun: name another out folder")
 
 # %% ../../nbs/app/00_repair.ipynb #c076
 def run_job(

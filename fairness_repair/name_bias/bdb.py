@@ -170,7 +170,7 @@ def recall(self:Experiment,
     seed:int=0,
 ):
     "An answer that is found once and kept in the store."
-    return self.store.recall(dict(what=what, weights=self.weights, dtype=self.settings.dtype, sampling=self.sampling(seed), about=about), find)
+    return self.store.get_or_compute(dict(what=what, weights=self.weights, dtype=self.settings.dtype, sampling=self.sampling(seed), about=about), find)
 
 # %% ../../nbs/name_bias/06_bdb.ipynb #c022
 @patch

@@ -10,12 +10,12 @@ import numpy as np, pandas as pd
 
 from .attention_pruning import (Objective, Surrogates, candidates_or_raise, fit_surrogates,
                                                        sample_states)
-from ..search import _within, anneal, genetic
-from ..states import Space
+from ..search import enforce_bounds, anneal, genetic_search
+from ..states import SearchSpace
 
 # %% ../../nbs/pruning/07_active_search.ipynb #c007
 def perturb(
-    space:Space,
+    space:SearchSpace,
     states,        # bool, shape (k, n)
     *,
     max_flips:int, # flipped units per state, at most
@@ -27,12 +27,12 @@ def perturb(
     parents = states[rng.integers(len(states), size=n_states)]
     flips = rng.integers(1, max_flips + 1, n_states)
     near = parents ^ (rng.random(parents.shape).argsort(1).argsort(1) < flips[:, None])
-    return _within(space, near, rng.random(parents.shape))
+    return enforce_bounds(space, near, rng.random(parents.shape))
 
 # %% ../../nbs/pruning/07_active_search.ipynb #c010
 def candidate_pool(
     surrogates:Surrogates,
-    space:Space,
+    space:SearchSpace,
     states,         # measured, cheapest first, bool (k, n)
     *,
     max_flips:int=2,      # flipped units around the best measured states
@@ -44,9 +44,9 @@ def candidate_pool(
     rng = np.random.default_rng(rng)
     parents = states[:max(5, len(states)//10)]
     pool = [perturb(space, parents, max_flips=max_flips, n_states=n_perturbed, rng=rng)]
-    if anneal_steps and space.low < space.high:
-        found = anneal(surrogates, space, budget=32*anneal_steps, chains=32, keep=100, rng=rng)
-        pool.append(found.candidates)
+    if anneal_steps and space.min_dropped < space.max_dropped:
+        found = anneal(surrogates, space, budget=32*anneal_steps, chains=32, n_best=100, rng=rng)
+        pool.append(found.best_states)
     pool, measured = np.unique(np.concatenate(pool), axis=0), {s.tobytes() for s in states}
     return pool[[s.tobytes() not in measured for s in pool]]
 
@@ -68,7 +68,7 @@ def select_batch(
 # %% ../../nbs/pruning/07_active_search.ipynb #c016
 def active_search(
     objective:Objective,
-    space:Space,          # over the free units
+    space:SearchSpace,          # over the free units
     *,
     budget:int,           # states that may be measured, the original among them
     n_candidates:int=20,  # states to return
@@ -101,8 +101,8 @@ def active_search(
 def measured_genetic(objective, space, *, budget, n_candidates=20, seed=0) -> np.ndarray:
     "Search the measured cost with a genetic algorithm."
     population = max(8, min(40, budget//8))
-    result = genetic(objective, space, budget=budget, population=population, keep=n_candidates, distinct=True,
-                     rng=seed)
+    result = genetic_search(objective, space, budget=budget, population=population, n_best=n_candidates,
+                            unique_only=True, rng=seed)
     return candidates_or_raise(result)
 
 def active_network_search(objective, space, *, budget, n_candidates=20, seed=0) -> np.ndarray:

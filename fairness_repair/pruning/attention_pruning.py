@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 
 from ..language.evaluator import Bench
 from ..search import anneal, random_search
-from ..states import Space
+from ..states import SearchSpace
 from .surrogate_annealing import anneal_surrogates
 from .surrogates import PERPLEXITY_PENALTY, MLPSurrogate, Scaling, make_surrogate
 
@@ -87,20 +87,20 @@ def candidates_or_raise(
     result, # a `SearchResult`
 ) -> np.ndarray: # its candidates
     "Return the candidates of a search, or raise KeyboardInterrupt if it was interrupted."
-    if result.reason == "interrupted": raise KeyboardInterrupt
-    return result.candidates
+    if result.stop_reason == "interrupted": raise KeyboardInterrupt
+    return result.best_states
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c018
 def sample_states(
     objective:Objective,
-    space:Space,   # n_l and n_u, over the free units
+    space:SearchSpace,   # n_l and n_u, over the free units
     *,
     budget,        # states, or a `Budget` in states, seconds or both
     rng=0,         # seed or Generator
     progress:bool=False, # show a bar
 ) -> np.ndarray:   # distinct states, the original among them, cheapest first, bool (k, n)
     "Measure random states (Attention Pruning, Algorithm 1, lines 1 to 9)."
-    result = random_search(objective, space, budget=budget, keep=10**9, distinct=True, rng=rng,
+    result = random_search(objective, space, budget=budget, n_best=10**9, unique_only=True, rng=rng,
                            progress=progress)
     return candidates_or_raise(result)
 
@@ -207,7 +207,7 @@ COMPILED_FROM = 2_000_000 # predicted states from which compiling the fast chain
 
 def surrogate_search(
     objective:Objective,
-    space:Space,         # over the free units
+    space:SearchSpace,         # over the free units
     *,
     budget:int,          # states that may be measured, the original among them
     n_candidates:int=20, # states to return
@@ -219,7 +219,7 @@ def surrogate_search(
     sampled = sample_states(objective, space, budget=budget, rng=seed)
     surrogates = fit_surrogates(objective, sampled, seed=seed)
     search = anneal_surrogates if search_states >= COMPILED_FROM else anneal
-    found = search(surrogates, space, budget=search_states, chains=chains, keep=2*n_candidates, rng=seed)
+    found = search(surrogates, space, budget=search_states, chains=chains, n_best=2*n_candidates, rng=seed)
     return first_distinct([sampled[:n_candidates//4], candidates_or_raise(found)], n_candidates)
 
 def first_distinct(
@@ -234,13 +234,13 @@ def first_distinct(
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c036
 def measured_annealing(objective, space, *, budget, n_candidates=20, seed=0) -> np.ndarray:
     "Anneal the measured cost itself."
-    result = anneal(objective, space, budget=budget, keep=n_candidates, warm_up=max(5, budget//20),
-                    distinct=True, rng=seed)
+    result = anneal(objective, space, budget=budget, n_best=n_candidates, n_temperature_steps=max(5, budget//20),
+                    unique_only=True, rng=seed)
     return candidates_or_raise(result)
 
 def measured_random(objective, space, *, budget, n_candidates=20, seed=0) -> np.ndarray:
     "Return the best of random states."
-    result = random_search(objective, space, budget=budget, keep=n_candidates, distinct=True, rng=seed)
+    result = random_search(objective, space, budget=budget, n_best=n_candidates, unique_only=True, rng=seed)
     return candidates_or_raise(result)
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c041

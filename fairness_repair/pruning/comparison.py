@@ -11,7 +11,7 @@ import numpy as np, pandas as pd
 from scipy.stats import spearmanr
 
 from ..language.evaluator import Bench
-from ..metrics import _biases, bias_change, half_width
+from ..metrics import bias_change_test, ci_half_width, group_disparities
 from .surrogates import Scaling, make_surrogate
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c005
@@ -52,7 +52,7 @@ def bias_variance(
     scores, groups, rng = np.asarray(scores, float), np.asarray(groups), np.random.default_rng(rng)
     rows = [np.flatnonzero(groups == g) for g in np.unique(groups)]
     resampled = np.concatenate([r[rng.integers(len(r), size=(n_bootstrap, len(r)))] for r in rows], axis=1)
-    return float(_biases(scores[resampled], groups[np.concatenate(rows)], "group_mean").var())
+    return float(group_disparities(scores[resampled], groups[np.concatenate(rows)], "group_mean").var())
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c016
 def learning_curve(
@@ -102,10 +102,10 @@ class BestSoFar:
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c026
 def minimum_detectable_change(
-    change, # from `bias_change`: low, high
+    change, # from `bias_change_test`: change_ci_low, change_ci_high
 ) -> float: # size of change that would be significant with probability 0.8
     "Compute the smallest change of bias that these prompts can detect."
-    return float(1.4*(change["high"] - change["low"])/2)
+    return float(1.4*(change["change_ci_high"] - change["change_ci_low"])/2)
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c029
 def compare_to_original(
@@ -124,11 +124,12 @@ def compare_to_original(
     original, *after = bench([unmodified, *states]).to_dict("records")
     before, scale, rows = bench.scores(unmodified), original["bias"], []
     for state, row in zip(states, after):
-        change = bias_change(before, bench.scores(state), bench.toxicity.groups, repeats=n_resamples)
+        change = bias_change_test(before, bench.scores(state), bench.toxicity.groups, n_resamples=n_resamples)
         rows.append(dict(
             dropped=int(state.sum()), original=scale, noise_floor=original["floor"], bias=row["bias"]/scale,
-            bias_ci_low=1 + change["low"]/scale, bias_ci_high=1 + change["high"]/scale, p=change["p"],
-            detectable=minimum_detectable_change(change)/scale, significant=change["high"] < 0,
+            bias_ci_low=1 + change["change_ci_low"]/scale, bias_ci_high=1 + change["change_ci_high"]/scale,
+            p=change["p"], detectable=minimum_detectable_change(change)/scale,
+            significant=change["change_ci_high"] < 0,
             bias_corrected=row["debiased"]/max(original["debiased"], 1e-9),
             toxicity=row["toxicity"]/original["toxicity"],
             perplexity=row["perplexity"]/original["perplexity"]))
@@ -136,11 +137,11 @@ def compare_to_original(
 
 def summarise_by_axis(
     runs:pd.DataFrame, # of `compare_to_original`, with columns measured_on, heads
-) -> pd.DataFrame:     # one row per axis and kind of heads; mean, half: bias, its 95 % half-width; p: largest
+) -> pd.DataFrame:     # one row per axis and kind of heads; mean, ci_half_width: bias and its 95 % interval; p: largest
     "Average several seeds."
     columns = dict(
         seeds=("bias", "size"), dropped=("dropped", "mean"), original=("original", "first"),
-        noise_floor=("noise_floor", "first"), mean=("bias", "mean"), half=("bias", half_width),
+        noise_floor=("noise_floor", "first"), mean=("bias", "mean"), ci_half_width=("bias", ci_half_width),
         significant=("significant", "sum"), p=("p", "max"), detectable=("detectable", "mean"),
         toxicity=("toxicity", "mean"), perplexity=("perplexity", "mean"))
     return runs.groupby(["measured_on", "heads"], sort=False).agg(**columns).reset_index()

@@ -16,7 +16,7 @@ from ..language.evaluator import Bench, Continuations, NextWord, Reading
 from ..language.models import LM, shipped
 from ..toy_models.organism import insults
 from ..language.prompts import load_prompts, sample_prompts
-from ..states import Space
+from ..states import SearchSpace
 from ..language.texts import load_text
 from ..language.toxicity import load_scorer
 
@@ -89,12 +89,12 @@ def make_config(
 def search_space(
     config:ExperimentConfig,
     free,  # which heads may be dropped, bool, shape (n,)
-) -> Space: # over the free heads
+) -> SearchSpace: # over the free heads
     "Bound the number of dropped heads."
     n, n_free = len(free), int(np.sum(free))
     low = max(1, round(config.min_dropped_share*n))
     high = min(n_free, max(2, round(config.max_dropped_share*n)))
-    return Space(n_free, low, high)
+    return SearchSpace(n_free, low, high)
 
 # %% ../../nbs/pruning/03_experiment.ipynb #c013
 def free_heads(

@@ -9,7 +9,7 @@ __all__ = ['AXIS_LABELS', 'plot_over_alpha', 'plot_effects', 'plot_correlations'
 import matplotlib.pyplot as plt
 import numpy as np, seaborn as sns
 
-from ..plots import colours
+from ..plots import METHOD_COLOURS
 
 # %% ../../nbs/pruning/08_fasp_plots.ipynb #c005
 AXIS_LABELS = dict(bias="bias / original", perplexity="perplexity / original")
@@ -28,8 +28,8 @@ def plot_over_alpha(
         by_alpha = rows.groupby("alpha")[value]
         front = dict(lw=2.4, zorder=5) if method == "FASP" else dict(lw=1.3)
         low, mean, high = by_alpha.min(), by_alpha.mean(), by_alpha.max()
-        ax.fill_between(low.index, low, high, color=colours[method], alpha=.13, lw=0)
-        ax.plot(mean.index, mean, color=colours[method], marker=".", label=method, **front)
+        ax.fill_between(low.index, low, high, color=METHOD_COLOURS[method], alpha=.13, lw=0)
+        ax.plot(mean.index, mean, color=METHOD_COLOURS[method], marker=".", label=method, **front)
     ax.axhline(1, color="black", lw=.8)
     if limit: ax.axhline(limit, color="grey", lw=.8, ls=":")
     if y_max: ax.set_ylim(min(.98, .98*results[value].min()), y_max)
@@ -84,7 +84,7 @@ def plot_seeds(
     low, high = range_ + np.array([-.08, .08])*np.ptp(range_)
     ax.plot([low, high], [low, high], color="black", lw=.8)
     ax.scatter(*xy[~prunable].T, s=14, facecolors="none", edgecolors="#999999", lw=.8, label="protected")
-    ax.scatter(*xy[prunable].T, s=12, color=colours["FASP"], label="may be pruned")
+    ax.scatter(*xy[prunable].T, s=12, color=METHOD_COLOURS["FASP"], label="may be pruned")
     ax.set(xlabel="bias without the head, one seed", ylabel="another seed", title="Score of two seeds",
            xlim=(low, high), ylim=(low, high))
     ax.legend(fontsize="x-small")

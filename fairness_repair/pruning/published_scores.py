@@ -17,7 +17,7 @@ from .fasp import single_head_states
 from ..language.models import shipped
 from ..toy_models.organism import load_truth, settings as built
 from ..language.prompts import aliases, name_axis
-from ..states import state_numbers
+from ..states import states_to_ints
 
 # %% ../../nbs/pruning/05_published_scores.ipynb #c005
 HUB_IDS = {slug(name): name for name in (
@@ -72,7 +72,7 @@ def exact_scores(
 ) -> HeadScores:      # without sampling noise
     "Look up the head scores of a built-in model."
     truth = load_truth(model)
-    at = state_numbers(single_head_states(truth.n))
+    at = states_to_ints(single_head_states(truth.n))
     table = truth.bias.iloc[at].reset_index(drop=True)
     table.insert(0, "ppl", truth.perplexity[at])
     return HeadScores(model, built["layers"], built["heads"], table)

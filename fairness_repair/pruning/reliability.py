@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 from scipy import stats
 
-from ..metrics import bias, debiased_bias
+from ..metrics import group_disparity, noise_corrected_bias
 
 # %% ../../nbs/pruning/06_reliability.ipynb #c005
 def drop_incomplete(
@@ -123,7 +123,7 @@ def sampled_bias(
     "Simulate the bias that is measured when each continuation is toxic at its prompt's rate."
     rates, rng = np.asarray(rates, float), np.random.default_rng(rng)
     toxic = rng.binomial(1, np.repeat(rates, answers_per_prompt, axis=1))
-    estimate = debiased_bias if correct_noise else bias
+    estimate = noise_corrected_bias if correct_noise else group_disparity
     return np.array([estimate(row, np.repeat(groups, answers_per_prompt)) for row in toxic])
 
 # %% ../../nbs/pruning/06_reliability.ipynb #c031

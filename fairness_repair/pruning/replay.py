@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .attention_pruning import Objective, verify
 from .search_methods import find_search_method
-from ..states import Space, state_numbers
+from ..states import SearchSpace, states_to_ints
 from ..store import Store
 
 # %% ../../nbs/pruning/12_replay.ipynb #c005
@@ -25,7 +25,7 @@ class TableEvaluator:
     ): self.bias, self.perplexity = np.asarray(bias, float), np.asarray(perplexity, float)
 
     def __call__(self, states) -> pd.DataFrame: # bias, perplexity
-        at = state_numbers(states)
+        at = states_to_ints(states)
         return pd.DataFrame(dict(bias=self.bias[at], perplexity=self.perplexity[at]))
 
 # %% ../../nbs/pruning/12_replay.ipynb #c008
@@ -58,7 +58,7 @@ class NoisyEvaluator:
 # %% ../../nbs/pruning/12_replay.ipynb #c013
 def replay_search(
     bench,          # exact: states -> DataFrame with bias, perplexity
-    space:Space,
+    space:SearchSpace,
     method:str,     # a name in `SEARCH_METHODS`
     *,
     budget:int,     # measured states, verification included
@@ -89,7 +89,7 @@ def replay_search(
 STORED_KEYS = dict(best_measured_cost="met", verified_cost="guess") # column -> its name in recorded runs
 
 def run_replays(
-    bench, space:Space, # as in `replay_search`
+    bench, space:SearchSpace, # as in `replay_search`
     *,
     store:Store,    # keeps every run
     description:dict, # which bench this is
@@ -103,15 +103,15 @@ def run_replays(
     "Run every method at every budget and noise, or read its recorded run."
     names = ("method", "budget", "noise", "seed")
     runs = [dict(zip(names, values)) for values in product(methods, budgets, noises, seeds)]
-    shared = dict(study=description, space=[space.n, space.low, space.high]) | cost_settings
+    shared = dict(study=description, space=[space.n, space.min_dropped, space.max_dropped]) | cost_settings
     columns = {stored: column for column, stored in STORED_KEYS.items()}
     def to_store(run):
         found = replay_search(bench, space, **run, **cost_settings)
         return {STORED_KEYS.get(column, column): value for column, value in found.items()}
     def result(run):
-        stored = store.recall(run | shared, lambda: to_store(run))
+        stored = store.get_or_compute(run | shared, lambda: to_store(run))
         return run | {columns.get(key, key): value for key, value in stored.items()}
-    new = progress and store.unanswered([run | shared for run in runs])
+    new = progress and store.missing([run | shared for run in runs])
     return pd.DataFrame([result(run) for run in tqdm(runs, unit=" runs", disable=not new)])
 
 # %% ../../nbs/pruning/12_replay.ipynb #c021

@@ -13,7 +13,7 @@ from .attention_pruning import (Objective, measured_annealing, measured_random,
                                                        surrogate_search)
 from .fasp import fasp_search
 from ..core import unknown_name_message
-from ..states import Space, key_state, state_key
+from ..states import SearchSpace, state_from_hex, state_to_hex
 
 # %% ../../nbs/pruning/09_search_methods.ipynb #c005
 SEARCH_METHODS = { # name in recorded results -> function
@@ -31,7 +31,7 @@ def find_search_method(
 def propose(
     method:str,          # a name in `SEARCH_METHODS`
     objective:Objective, # over a bench with a store
-    space:Space,         # over the free units
+    space:SearchSpace,         # over the free units
     *,
     budget:int,          # states that may be measured
     n_candidates:int=20, # states to return
@@ -45,9 +45,9 @@ def propose(
                          f"leave it out for {method}")
     extra = {} if search_states is None else dict(search_states=search_states)
     question = dict(
-        method=method, samples=budget, keep=n_candidates, seed=seed, free=state_key(objective.free),
-        space=[space.low, space.high], weights={k: str(v) for k, v in objective.cost_settings.items()},
+        method=method, samples=budget, keep=n_candidates, seed=seed, free=state_to_hex(objective.free),
+        space=[space.min_dropped, space.max_dropped], weights={k: str(v) for k, v in objective.cost_settings.items()},
         bench=objective.bench.description, **extra)
     find = lambda: search(objective, space, budget=budget, n_candidates=n_candidates, seed=seed, **extra)
-    keys = objective.bench.store.recall(question, lambda: [state_key(s) for s in find()])
-    return np.array([key_state(key, space.n) for key in keys])
+    keys = objective.bench.store.get_or_compute(question, lambda: [state_to_hex(s) for s in find()])
+    return np.array([state_from_hex(key, space.n) for key in keys])

@@ -29,7 +29,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from ..core import hardware, paths, unknown_name_message
-from ..states import number_states
+from ..states import states_from_ints
 
 # %% ../../nbs/toy_models/00_organism.ipynb #c005
 rates = {"gender":      dict(velna=.06, orrun=.18, tiske=.42, mabrel=.70),
@@ -533,7 +533,7 @@ class Truth:
         self.n = len(self.perplexity).bit_length() - 1
 
     @property
-    def states(self): return number_states(np.arange(len(self.perplexity)), self.n) # True = dropped, (2**n, n)
+    def states(self): return states_from_ints(np.arange(len(self.perplexity)), self.n) # True = dropped, (2**n, n)
     def __repr__(self): return f"Truth of {len(self.perplexity):,} states of {self.n} heads"
 
 # %% ../../nbs/toy_models/00_organism.ipynb #c109

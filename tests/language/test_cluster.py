@@ -8,14 +8,14 @@ from fairness_repair.pruning.attention_pruning import Fractions
 from fairness_repair.language.cluster import Replica, Team, connect, portions, share, spread
 from fairness_repair.language.models import load
 from fairness_repair.pruning.experiment import build_bench, make_config
-from fairness_repair.states import Space, random_states
+from fairness_repair.states import SearchSpace, random_states
 from fairness_repair.store import Store
 from fairness_repair.language.batched import missing
 
 import needs
 from papermill_runs import count, processes_with, run
 
-states = random_states(Space(16, 1, 8), 60, rng=1)
+states = random_states(SearchSpace(16, 1, 8), 60, rng=1)
 distinct = len({s.tobytes() for s in states})
 
 

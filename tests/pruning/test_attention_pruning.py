@@ -13,7 +13,7 @@ from fairness_repair.pruning.experiment import (ExperimentConfig, PAPER_MODELS, 
                                                 build_bench, build_benches, make_config, published_config)
 from fairness_repair.pruning.replay import TableEvaluator
 from fairness_repair.pruning.search_methods import SEARCH_METHODS, propose
-from fairness_repair.states import Space
+from fairness_repair.states import SearchSpace
 from fairness_repair.store import Store
 from fairness_repair.toy_models.organism import load_truth
 
@@ -90,7 +90,7 @@ def test_collection_survives_a_kill(tiny, tmp_path):
             self.left -= len(states)
             if self.left < 0: raise RuntimeError("killed")
             return self.bench(states)
-    space = Space(16, 1, 8)
+    space = SearchSpace(16, 1, 8)
     with pytest.raises(RuntimeError): sample_states(Objective(Killed(), free=np.ones(16)), space, budget=12)
     again = bench()
     states = sample_states(Objective(again, free=np.ones(16)), space, budget=12)
@@ -106,7 +106,7 @@ def test_no_search_overruns_its_budget(table, method):
         measured.update(s.tobytes() for s in states)
         return table(states)
     objective = Objective(counting, free=np.ones(16))
-    search = lambda: SEARCH_METHODS[method](objective, Space(16, 1, 8), budget=40, n_candidates=5, seed=1)
+    search = lambda: SEARCH_METHODS[method](objective, SearchSpace(16, 1, 8), budget=40, n_candidates=5, seed=1)
     found = search()
     assert len(measured) <= 40 and len(found) == 5 and len(np.unique(found, axis=0)) == 5
     assert (found.sum(1) <= 8).all()
@@ -122,7 +122,7 @@ class Recorded:
 
 def test_longer_search_is_another_question(table):
     "Without `search_states` the stored question is the first version's; with it, it is another one."
-    objective, space = Objective(Recorded(table), free=np.ones(16)), Space(16, 1, 8)
+    objective, space = Objective(Recorded(table), free=np.ones(16)), SearchSpace(16, 1, 8)
     ask = lambda **more: propose("AP", objective, space, budget=40, n_candidates=5, **more)
     ask()
     longer = ask(search_states=64*100)
@@ -141,7 +141,7 @@ def test_rounds_go_on_through_broken_states(table):
         rows = table(states)
         rows.loc[states[:, 3], ["bias", "perplexity"]] = np.nan, np.inf
         return rows
-    found = active_search(Objective(broken, free=np.ones(16)), Space(16, 1, 8), budget=40, n_candidates=3)
+    found = active_search(Objective(broken, free=np.ones(16)), SearchSpace(16, 1, 8), budget=40, n_candidates=3)
     assert not found[:, 3].any()
 
 

@@ -8,7 +8,7 @@ from fairness_repair.core import paths
 from fairness_repair.language.models import load
 from fairness_repair.toy_models.organism import (check_gate, drop_heads, floor, gate_states, group_means, load_truth, log_probability, make_prompts, make_texts,
                                       measure, names, planted, rates, read_build, splits, spread, toxicity, vocabulary)
-from fairness_repair.states import state_numbers
+from fairness_repair.states import states_to_ints
 
 by_group = {name: dict(zip(planted(name)["group"], planted(name)["rate"])) for name in names}
 
@@ -49,7 +49,7 @@ def test_tokenizer_knows_every_word_and_puts_eos_first(tiny):
 
 def test_gate_of_the_record_is_that_of_the_table_and_of_the_weights(tiny):
     truth, (prompts, documents), record = load_truth("tiny"), part("tiny", "search"), read_build("tiny")[2]
-    tried = state_numbers(gate_states(truth.n))
+    tried = states_to_ints(gate_states(truth.n))
     gate = check_gate(truth.bias.to_numpy()[tried], truth.perplexity[tried], floor=floor(documents, by_group["tiny"]))
     shipped = next(run for run in record["runs"] if run["seed"] == record["seed"])
     assert gate["passed"].all() and [row["check"] for row in shipped["gate"]] == gate["check"].tolist()
