@@ -120,7 +120,7 @@ def compare_to_original(
     bias_ci_low, bias_ci_high (relative to the original, 95 % interval over prompts); p (permutation test);
     detectable (smallest change of bias, relative); significant (the interval lies below the original);
     bias_corrected, toxicity, perplexity (relative to the original)."""
-    unmodified = np.zeros(bench.lm.n, bool)
+    unmodified = np.zeros(bench.lm.n_heads_total, bool)
     original, *after = bench([unmodified, *states]).to_dict("records")
     before, scale, rows = bench.scores(unmodified), original["bias"], []
     for state, row in zip(states, after):

@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from .attention_pruning import Fractions
 from ..core import paths, unknown_name_message
 from ..language.evaluator import Bench, Continuations, NextWord, Reading
-from ..language.models import LM, shipped
+from ..language.models import LM, MODELS_WITH_PROMPTS
 from ..toy_models.organism import insults
 from ..language.prompts import load_prompts, sample_prompts
 from ..states import SearchSpace
@@ -63,7 +63,7 @@ PRESETS = {name: ExperimentConfig(
     prompts=name, text=name, scorer="next word", dtype="float32", search_prompts_per_group=12,
     single_head_prompts_per_group=12, selection_prompts_per_group=24, report_prompts_per_group=0,
     search_tokens=2200, selection_tokens=4400, report_tokens=0, max_perplexity_ratio=1.1, protected_share=0.,
-    min_dropped_share=0., max_dropped_share=.5, budget=170, n_candidates=14, seeds=3) for name in shipped}
+    min_dropped_share=0., max_dropped_share=.5, budget=170, n_candidates=14, seeds=3) for name in MODELS_WITH_PROMPTS}
 
 def make_config(
     model:str, # as for `load`

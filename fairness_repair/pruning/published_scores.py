@@ -14,9 +14,9 @@ import pandas as pd
 
 from ..core import fetch, slug, unknown_name_message
 from .fasp import single_head_states
-from ..language.models import shipped
+from ..language.models import MODELS_WITH_PROMPTS
 from ..toy_models.organism import load_truth, settings as built
-from ..language.prompts import aliases, name_axis
+from ..language.prompts import AXIS_ALIASES, resolve_axis
 from ..states import states_to_ints
 
 # %% ../../nbs/pruning/05_published_scores.ipynb #c005
@@ -24,7 +24,7 @@ HUB_IDS = {slug(name): name for name in (
     "distilgpt2", "gpt2", "EleutherAI/gpt-neo-125M", "EleutherAI/gpt-neo-1.3B", "EleutherAI/gpt-j-6B",
     "meta-llama/Llama-2-7b-chat-hf")}
 MODELS_WITH_SEEDS = ("distilgpt2", "gpt2", "gpt-neo-1.3B", "Llama-2-7b-chat-hf")
-SHORT_AXES = {long: name for name, long in aliases.items()} # HolisticBias' name -> short name
+SHORT_AXES = {long: name for name, long in AXIS_ALIASES.items()} # HolisticBias' name -> short name
 
 def published_name(
     model:str, # hub id or its last part
@@ -32,7 +32,7 @@ def published_name(
     "Find a published model by its name."
     known = {name.lower(): name for name in HUB_IDS}
     if (found := known.get(slug(model).lower())) is None:
-        raise ValueError(unknown_name_message("published model", model, [*HUB_IDS, *shipped]))
+        raise ValueError(unknown_name_message("published model", model, [*HUB_IDS, *MODELS_WITH_PROMPTS]))
     return found
 
 # %% ../../nbs/pruning/05_published_scores.ipynb #c008
@@ -82,7 +82,7 @@ def published_scores(
     model:str, # "tiny", a published model's name or hub id
 ) -> HeadScores:
     "Return head scores that were measured before."
-    if model in shipped: return exact_scores(model)
+    if model in MODELS_WITH_PROMPTS: return exact_scores(model)
     name = published_name(model)
     shapes = json.loads(fetch("fasp_reference/models_config.json").read_text(encoding="utf-8"))
     shape = shapes[HUB_IDS[name]]
@@ -99,7 +99,7 @@ def read_seeds(
 ) -> pd.DataFrame: # heads x seeds, NaN where a run is missing
     "Read one measurement per head and seed."
     rows = pd.read_csv(path)
-    rows = rows[(rows["Group"] == name_axis(axis, rows["Group"].unique())) & (rows["Split"] == split)]
+    rows = rows[(rows["Group"] == resolve_axis(axis, rows["Group"].unique())) & (rows["Split"] == split)]
     if rows.empty: raise ValueError(f"no rows of the {split} split for axis {axis!r}: use split='valid'")
     rows = rows.assign(head=rows["Head id"].astype(int) - 1)
     table = rows.pivot(index="head", columns="Seed", values=column)
