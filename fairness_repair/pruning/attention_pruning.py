@@ -234,8 +234,8 @@ def first_distinct(
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c036
 def measured_annealing(objective, space, *, budget, n_candidates=20, seed=0) -> np.ndarray:
     "Anneal the measured cost itself."
-    result = anneal(objective, space, budget=budget, n_best=n_candidates, n_temperature_steps=max(5, budget//20),
-                    unique_only=True, rng=seed)
+    result = anneal(objective, space, budget=budget, n_best=n_candidates, unique_only=True,
+                    n_temperature_steps=max(5, budget//20), rng=seed)
     return candidates_or_raise(result)
 
 def measured_random(objective, space, *, budget, n_candidates=20, seed=0) -> np.ndarray:

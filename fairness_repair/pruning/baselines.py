@@ -126,7 +126,8 @@ def rank_heads(
     rng=0,       # seed or Generator, for random
 ) -> np.ndarray: # indices of heads, the first to be dropped first, without protected heads
     "Order heads as a method drops them."
-    if method not in REQUIRED_SCORES: raise ValueError(unknown_name_message("method", method, REQUIRED_SCORES))
+    if method not in REQUIRED_SCORES:
+        raise ValueError(unknown_name_message("method", method, REQUIRED_SCORES))
     needed = REQUIRED_SCORES[method]
     if missing := [c for c in needed if c not in scores]:
         raise ValueError(f"{method} needs the column {missing[0]!r}; the table has {', '.join(scores)}")

@@ -137,7 +137,7 @@ def compare_to_original(
 
 def summarise_by_axis(
     runs:pd.DataFrame, # of `compare_to_original`, with columns measured_on, heads
-) -> pd.DataFrame:     # one row per axis and kind of heads; mean, ci_half_width: bias and its 95 % interval; p: largest
+) -> pd.DataFrame:     # one row per axis and kind of heads; mean, ci_half_width: of bias; p: the largest
     "Average several seeds."
     columns = dict(
         seeds=("bias", "size"), dropped=("dropped", "mean"), original=("original", "first"),

@@ -63,7 +63,8 @@ PRESETS = {name: ExperimentConfig(
     prompts=name, text=name, scorer="next word", dtype="float32", search_prompts_per_group=12,
     single_head_prompts_per_group=12, selection_prompts_per_group=24, report_prompts_per_group=0,
     search_tokens=2200, selection_tokens=4400, report_tokens=0, max_perplexity_ratio=1.1, protected_share=0.,
-    min_dropped_share=0., max_dropped_share=.5, budget=170, n_candidates=14, seeds=3) for name in MODELS_WITH_PROMPTS}
+    min_dropped_share=0., max_dropped_share=.5, budget=170, n_candidates=14, seeds=3)
+    for name in MODELS_WITH_PROMPTS}
 
 def make_config(
     model:str, # as for `load`
@@ -120,7 +121,8 @@ def published_config(
     model:str, # a hub id in `PAPER_MODELS`
 ) -> ExperimentConfig: # with defaults in `UNPUBLISHED_FIELDS`
     "Return the paper's settings of one of its models."
-    if model not in PAPER_MODELS: raise ValueError(unknown_name_message("model of the paper", model, PAPER_MODELS))
+    if model not in PAPER_MODELS:
+        raise ValueError(unknown_name_message("model of the paper", model, PAPER_MODELS))
     row = pd.read_csv(paths.data/"paper"/"ap_rq2.csv").set_index("model").loc[PAPER_MODELS[model]]
     dtype = "float32" if row["heads"] < 400 else "float16" if "gpt-j" in model else "bfloat16"
     return ExperimentConfig(

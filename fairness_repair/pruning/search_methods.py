@@ -24,7 +24,8 @@ def find_search_method(
     name:str, # in `SEARCH_METHODS`
 ):            # function of objective, space, budget, n_candidates, seed
     "Return a search method by name."
-    if name not in SEARCH_METHODS: raise ValueError(unknown_name_message("search method", name, SEARCH_METHODS))
+    if name not in SEARCH_METHODS:
+        raise ValueError(unknown_name_message("search method", name, SEARCH_METHODS))
     return SEARCH_METHODS[name]
 
 # %% ../../nbs/pruning/09_search_methods.ipynb #c009
@@ -46,8 +47,8 @@ def propose(
     extra = {} if search_states is None else dict(search_states=search_states)
     question = dict(
         method=method, samples=budget, keep=n_candidates, seed=seed, free=state_to_hex(objective.free),
-        space=[space.min_dropped, space.max_dropped], weights={k: str(v) for k, v in objective.cost_settings.items()},
-        bench=objective.bench.description, **extra)
+        space=[space.min_dropped, space.max_dropped], bench=objective.bench.description,
+        weights={k: str(v) for k, v in objective.cost_settings.items()}, **extra)
     find = lambda: search(objective, space, budget=budget, n_candidates=n_candidates, seed=seed, **extra)
     keys = objective.bench.store.get_or_compute(question, lambda: [state_to_hex(s) for s in find()])
     return np.array([state_from_hex(key, space.n) for key in keys])

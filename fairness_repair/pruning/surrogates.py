@@ -284,5 +284,6 @@ def make_surrogate(
     seed:int=0,    # of weights, order, held-out states and resampling
 ) -> BaseEstimator: # not fitted yet
     "Make a surrogate by name."
-    if family not in SURROGATE_FAMILIES: raise ValueError(unknown_name_message("surrogate", family, SURROGATE_FAMILIES))
+    if family not in SURROGATE_FAMILIES:
+        raise ValueError(unknown_name_message("surrogate", family, SURROGATE_FAMILIES))
     return SURROGATE_FAMILIES[family](scaling, seed)

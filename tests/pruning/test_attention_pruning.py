@@ -106,7 +106,8 @@ def test_no_search_overruns_its_budget(table, method):
         measured.update(s.tobytes() for s in states)
         return table(states)
     objective = Objective(counting, free=np.ones(16))
-    search = lambda: SEARCH_METHODS[method](objective, SearchSpace(16, 1, 8), budget=40, n_candidates=5, seed=1)
+    space = SearchSpace(16, 1, 8)
+    search = lambda: SEARCH_METHODS[method](objective, space, budget=40, n_candidates=5, seed=1)
     found = search()
     assert len(measured) <= 40 and len(found) == 5 and len(np.unique(found, axis=0)) == 5
     assert (found.sum(1) <= 8).all()
@@ -141,7 +142,8 @@ def test_rounds_go_on_through_broken_states(table):
         rows = table(states)
         rows.loc[states[:, 3], ["bias", "perplexity"]] = np.nan, np.inf
         return rows
-    found = active_search(Objective(broken, free=np.ones(16)), SearchSpace(16, 1, 8), budget=40, n_candidates=3)
+    objective = Objective(broken, free=np.ones(16))
+    found = active_search(objective, SearchSpace(16, 1, 8), budget=40, n_candidates=3)
     assert not found[:, 3].any()
 
 

@@ -156,7 +156,8 @@ def test_gradient_of_half_precision_is_taken_in_float32(kind):
 @pytest.mark.parametrize("kind", listed)
 def test_magnitude_counts_every_attention_weight_once(kind):
     model = build(kind)
-    attention = [model.get_submodule(site.name.rpartition(".")[0]) for site in attention_output_projections(model)]
+    sites = attention_output_projections(model)
+    attention = [model.get_submodule(site.name.rpartition(".")[0]) for site in sites]
     outputs = {id(site.module.bias) for site in attention_output_projections(model)}
     names = ("proj", "attn", "query_key_value", "dense")
     whole = sum(p.double().square().sum().item() for a in attention for name, p in a.named_parameters()
