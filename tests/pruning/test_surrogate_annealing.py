@@ -32,8 +32,8 @@ def surrogates(n, one=(16, 8), two=(16, 8), *, limit=1.2, seed=0):
 
 def same_search(both, space, device, seed):
     "Whether the fast and the plain search end alike; a tie within float32's rounding may part them."
-    slow = anneal(both, space, budget=2500, chains=5, rng=seed, keep=6)
-    fast = anneal_surrogates(both, space, budget=2500, chains=5, rng=seed, keep=6, device=device)
+    slow = anneal(both, space, budget=2500, chains=5, rng=seed, n_best=6)
+    fast = anneal_surrogates(both, space, budget=2500, chains=5, rng=seed, n_best=6, device=device)
     assert (fast.n_evaluations, fast.stop_reason) == (slow.n_evaluations, slow.stop_reason) == (2500, "states")
     assert all(s in space or not s.any() for s in fast.best_states)
     alike = (fast.best_states == slow.best_states).all(1).mean() >= .5 # equals may change places
