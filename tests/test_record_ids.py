@@ -47,14 +47,14 @@ def bench_ids(lm, name, **changes):
     benches = build_benches(settings, lm)
     found = {f"{split} {kind}": protocol_id(bench.model | probe.description)
              for split, bench in benches.items() for kind, probe in (("text", bench.reading), ("prompts", bench.toxicity))}
-    part = Fractions(benches["search"], eta_bias=.5, eta_ppl=.5, seed=3).at(np.arange(lm.n) == 1)
+    part = Fractions(benches["search"], eta_bias=.5, eta_ppl=.5, seed=3).at(np.arange(lm.n_heads_total) == 1)
     found |= {"part text": protocol_id(part.model | part.reading.description), "part prompts": protocol_id(part.model | part.toxicity.description)}
     return found
 
 
 def search_id(store, lm, name, method):
     bench = build_bench(protocol(name), lm, "search", prompts=6, tokens=200)
-    objective = Objective(bench, free=np.arange(lm.n) % 3 > 0, epsilon=.4, limit=1.2)
+    objective = Objective(bench, free=np.arange(lm.n_heads_total) % 3 > 0, epsilon=.4, limit=1.2)
     bench.store = store
     propose(method, objective, SearchSpace(int(objective.free.sum()), 1, 5), samples=20, keep=4, seed=7)
 

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from .likelihood import _batch_nll
 from .generation import batches, halves, sampler, side_by_side
-from .heads import dropped, find_blocks, head_width
+from .heads import find_blocks, head_width, with_heads_dropped
 from .evaluator import Bench, NextWord, Reading
 from .models import LM
 from ..states import state_to_hex
-from .toxicity import compose
+from .toxicity import texts_to_score
 
 # %% ../../nbs/language/08_ablation.ipynb #c005
 def layers_of(
@@ -119,7 +119,7 @@ def text_piece(lm, probe, index): # prompts that are continued, of similar lengt
         repeated = [probe.texts[i] for i in rows]
         _, sample = sampler(lm, repeated, draws=probe.draws[rows], **settings | (dict(new_tokens=1) if first else {}))
         new, = side_by_side(sample, [np.arange(len(rows))], lm) # one pass, since each row has its own state
-        return None if first else np.reshape(probe.scorer(compose(repeated, lm.tokenizer.batch_decode(new), probe.score_on)), (-1, times))
+        return None if first else np.reshape(probe.scorer(texts_to_score(repeated, lm.tokenizer.batch_decode(new), probe.score_on)), (-1, times))
     return index, run
 
 # %% ../../nbs/language/08_ablation.ipynb #c020
@@ -145,11 +145,11 @@ def drop_each(
     heads,      # of this layer, counted from 0
 ) -> np.ndarray: # (heads, numbers of the probe)
     "The probe's numbers without each of a layer's heads."
-    blocks, states = layers_of(lm), np.zeros((len(heads), lm.n), bool)
+    blocks, states = layers_of(lm), np.zeros((len(heads), lm.n_heads_total), bool)
     states[np.arange(len(heads)), layer*lm.n_heads + np.asarray(heads)] = True
     found = np.empty((len(heads), sum(len(index) for index, *_ in known)))
     for index, run, whole in known:
-        with dropped(lm.model, np.tile(states, (len(index), 1))), skipped(blocks, whole, layer, len(heads)): found[:, index] = run(len(heads)).T
+        with with_heads_dropped(lm.model, np.tile(states, (len(index), 1))), skipped(blocks, whole, layer, len(heads)): found[:, index] = run(len(heads)).T
     return found
 
 # %% ../../nbs/language/08_ablation.ipynb #c025
@@ -183,7 +183,7 @@ def scan_probe(
     **sizes,     # rows, tokens: as for `pieces`
 ):
     "Measure and store what is not in the store yet."
-    lm, single = scan.lm, np.eye(scan.lm.n, dtype=bool)
+    lm, single = scan.lm, np.eye(scan.lm.n_heads_total, dtype=bool)
     todo = [h for h in heads if scan.known(probe, single[h]) is None]
     if not todo: return
     start = time.perf_counter()
@@ -206,10 +206,10 @@ def knock_out(
     "Bias and perplexity without each head, for several axes and seeds; what two benches share is measured once."
     tables = []
     for key, bench in benches.items():
-        scan, single = Scan(bench), np.eye(bench.lm.n, dtype=bool)
-        chosen = list(range(bench.lm.n)) if heads is None else [int(h) for h in heads]
+        scan, single = Scan(bench), np.eye(bench.lm.n_heads_total, dtype=bool)
+        chosen = list(range(bench.lm.n_heads_total)) if heads is None else [int(h) for h in heads]
         for probe in filter(None, (scan.reading, scan.toxicity)): scan_probe(scan, probe, chosen, **kwargs)
-        rows = scan(np.vstack([np.zeros((1, bench.lm.n), bool), single[chosen]]))
+        rows = scan(np.vstack([np.zeros((1, bench.lm.n_heads_total), bool), single[chosen]]))
         bench.measured, bench.seconds, bench.reused = scan.measured, scan.seconds, scan.reused
         tables.append(rows.assign(**dict(zip(names, key)), head=[-1, *chosen]))
     return pd.concat(tables, ignore_index=True)

@@ -11,7 +11,7 @@ import numpy as np, torch
 from tqdm import tqdm
 
 from .generation import halves, waits
-from .heads import dropped
+from .heads import with_heads_dropped
 from .ablation import pieces
 from .evaluator import Bench
 from .models import LM
@@ -30,7 +30,7 @@ def measure_together(
     "A probe's numbers for several states."
     k, found = len(states), {}
     for index, run in pieces(lm, probe, rows=max(1, rows//k), tokens=max(1, tokens//k)):
-        with dropped(lm.model, np.tile(states, (len(index), 1))): found |= dict(zip(index.tolist(), run(k)))
+        with with_heads_dropped(lm.model, np.tile(states, (len(index), 1))): found |= dict(zip(index.tolist(), run(k)))
     return np.stack([found[i] for i in sorted(found)], 1)
 
 # %% ../../nbs/language/09_batched.ipynb #c009
@@ -38,7 +38,7 @@ def protocols(
     bench:Bench,
 ) -> dict: # "toxicity" and "reading", those it has -> everything their numbers depend on but the state
     "Under what a bench stores its numbers."
-    part = bench.at(np.zeros(bench.lm.n, bool))
+    part = bench.at(np.zeros(bench.lm.n_heads_total, bool))
     return {name: bench.model | probe.description for name in ("toxicity", "reading") if (probe := getattr(part, name))}
 
 def missing(
@@ -47,7 +47,7 @@ def missing(
 ) -> dict:  # "toxicity", "reading" -> states (k, n), each once
     "What a bench has not measured yet."
     keys = list(dict.fromkeys(state_to_hex(s) for s in states))
-    found = {name: [state_from_hex(key, bench.lm.n) for key in keys if bench.store.get(protocol, key) is None] for name, protocol in protocols(bench).items()}
+    found = {name: [state_from_hex(key, bench.lm.n_heads_total) for key in keys if bench.store.get(protocol, key) is None] for name, protocol in protocols(bench).items()}
     return {name: np.array(new) for name, new in found.items() if new}
 
 # %% ../../nbs/language/09_batched.ipynb #c013
@@ -69,7 +69,7 @@ class WideBench(Bench):
     ): # one row per state
         "Measure states."
         states = np.atleast_2d(np.asarray(states, bool))
-        together = self.size > 1 and self.lm.dtype == torch.float32 and states.shape[1] == self.lm.n
+        together = self.size > 1 and self.lm.dtype == torch.float32 and states.shape[1] == self.lm.n_heads_total
         done = sum(self._fill(getattr(self, name), new, progress) for name, new in (missing(self, states) if together else {}).items())
         table = super().__call__(states, progress=progress)
         self.reused -= done

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from ..pruning.attention_pruning import Fractions
-from .heads import dropped
+from .heads import with_heads_dropped
 from .evaluator import Bench
 from .models import LM, load
 from ..states import state_to_hex
@@ -61,7 +61,7 @@ def measure(self:Replica,
     found = []
     for state in states:
         probe, start = getattr(self.benches[key].at(state), name), time.perf_counter()
-        with dropped(self.lm.model, state): numbers = probe(self.lm)
+        with with_heads_dropped(self.lm.model, state): numbers = probe(self.lm)
         found.append((numbers, time.perf_counter() - start))
     return found
 
@@ -160,7 +160,7 @@ class Shared:
     ): # one row per state
         "Measure states, each on some worker."
         states, before = np.atleast_2d(np.asarray(states, bool)), self.measured
-        wanted = missing(self, states) if states.shape[1] == self.lm.n else {}
+        wanted = missing(self, states) if states.shape[1] == self.lm.n_heads_total else {}
         total, names = sum(map(len, wanted.values())), protocols(self)
         size = min(self.batch, -(-total//(2*len(self.team.workers)))) # nobody idles while another has a queue
         for name, state, numbers, seconds in tqdm(self.team.stream(self, portions(wanted, size)), total=total, unit=" numbers", disable=not progress):

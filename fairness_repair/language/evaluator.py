@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from .likelihood import fasp_windows, sliding_windows, window_nll
 from .generation import generate, in_batches
-from .heads import dropped
+from .heads import with_heads_dropped
 from ..metrics import encode_groups, group_disparity, noise_corrected_bias, noise_floor
 from ..metrics import perplexity as mean_perplexity
 from .models import LM
 from ..states import state_from_hex, state_to_hex
 from ..store import Store
-from .toxicity import compose
+from .toxicity import texts_to_score
 
 # %% ../../nbs/language/07_evaluator.ipynb #c005
 def _digest(*values) -> str:
@@ -54,7 +54,7 @@ class Continuations:
 def __call__(self:Continuations,
     lm:LM, # possibly with heads dropped
 ) -> np.ndarray: # toxicity of each prompt's continuation, shape (prompts,)
-    return self.scorer(compose(self.texts, generate(lm, self.texts, draws=self.draws, **self.settings), self.score_on))
+    return self.scorer(texts_to_score(self.texts, generate(lm, self.texts, draws=self.draws, **self.settings), self.score_on))
 
 # %% ../../nbs/language/07_evaluator.ipynb #c008
 class NextWord:
@@ -168,7 +168,7 @@ def numbers(self:Bench,
         self.reused += 1
         return known
     start = time.perf_counter()
-    with dropped(self.lm.model, state): found = probe(self.lm)
+    with with_heads_dropped(self.lm.model, state): found = probe(self.lm)
     seconds = time.perf_counter() - start
     self.store.put(protocol, key, found, seconds)
     self.measured, self.seconds = self.measured + 1, self.seconds + seconds
@@ -199,7 +199,7 @@ def __call__(self:Bench,
 ) -> pd.DataFrame:       # one row per state
     "Measure states."
     states = np.atleast_2d(np.asarray(states, bool))
-    if states.shape[1] != self.lm.n: raise ValueError(f"a state of {self.lm.name} has {self.lm.n} units, got {states.shape[1]}")
+    if states.shape[1] != self.lm.n_heads_total: raise ValueError(f"a state of {self.lm.name} has {self.lm.n_heads_total} units, got {states.shape[1]}")
     return pd.DataFrame([self.row(state) for state in tqdm(states, unit=" states", disable=not progress)])
 
 # %% ../../nbs/language/07_evaluator.ipynb #c025b
@@ -207,4 +207,4 @@ def __call__(self:Bench,
 def recorded(self:Bench) -> np.ndarray: # bool, shape (states, n)
     "States that both probes have measured, in this run or an earlier one."
     read, answered = (self.store.states(self.model | probe.description) for probe in (self.reading, self.toxicity))
-    return np.array([state_from_hex(key, self.lm.n) for key in sorted({*read} & {*answered})], bool).reshape(-1, self.lm.n)
+    return np.array([state_from_hex(key, self.lm.n_heads_total) for key in sorted({*read} & {*answered})], bool).reshape(-1, self.lm.n_heads_total)
