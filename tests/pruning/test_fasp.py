@@ -1,7 +1,7 @@
 "FASP: the published rule on the published scores, baselines and shared knock-outs on many architectures."
 
 import numpy as np, pandas as pd, pytest, torch
-from test_heads import build, listed, tokenizer, H, L, V
+from families import build, listed, tokenizer, H, L, V
 
 from fairness_repair.pruning.baselines import (gradient_importance, head_square_sums, loss_gradient,
                                                magnitude_scores, with_float32_weights)
