@@ -15,7 +15,7 @@ from fairness_repair.pruning.replay import TableEvaluator
 from fairness_repair.pruning.search_methods import SEARCH_METHODS, propose
 from fairness_repair.states import SearchSpace
 from fairness_repair.store import Store
-from fairness_repair.toy_models.organism import load_truth
+from fairness_repair.toy_models.exact_table import load_exact_table
 
 import needs
 
@@ -28,7 +28,7 @@ def tiny(): return load("tiny")
 
 @pytest.fixture(scope="module")
 def table():
-    truth = load_truth("tiny")
+    truth = load_exact_table("tiny")
     return TableEvaluator(truth.bias["gender"], truth.perplexity)
 
 
