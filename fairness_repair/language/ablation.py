@@ -18,7 +18,7 @@ from .generation import batches, halves, sampler, side_by_side
 from .heads import find_blocks, head_width, with_heads_dropped
 from .evaluator import Bench, NextWord, Reading
 from .models import LM
-from ..states import state_key
+from ..states import state_to_hex
 from .toxicity import texts_to_score
 
 # %% ../../nbs/language/08_ablation.ipynb #c005
@@ -165,7 +165,7 @@ class Scan(Bench):
         return [plain, *(d for d in stored if same(d) == same(plain) and d not in (plain, own)), own]
 
     def known(self, probe, state): # float64 array, or None
-        found = (self.store.get(protocol, state_key(state)) for protocol in self.protocols(probe))
+        found = (self.store.get(protocol, state_to_hex(state)) for protocol in self.protocols(probe))
         return next((numbers for numbers in found if numbers is not None), None)
 
     def numbers(self, probe, state) -> np.ndarray:
@@ -192,7 +192,7 @@ def scan_probe(
         now = [h % lm.n_heads for h in todo if h//lm.n_heads == layer]
         for part, found in halves(lambda heads: drop_each(lm, known, layer, heads), now):
             seconds, start = time.perf_counter() - start, time.perf_counter()
-            for h, numbers in zip(part, found): scan.store.put(scan.protocols(probe)[-1], state_key(single[layer*lm.n_heads + h]), numbers, seconds/len(part))
+            for h, numbers in zip(part, found): scan.store.put(scan.protocols(probe)[-1], state_to_hex(single[layer*lm.n_heads + h]), numbers, seconds/len(part))
             scan.measured, scan.seconds = scan.measured + len(part), scan.seconds + seconds
 
 # %% ../../nbs/language/08_ablation.ipynb #c027

@@ -15,7 +15,7 @@ from .heads import with_heads_dropped
 from .ablation import pieces
 from .evaluator import Bench
 from .models import LM
-from ..states import key_state, state_key
+from ..states import state_from_hex, state_to_hex
 
 # %% ../../nbs/language/09_batched.ipynb #c005
 @torch.inference_mode()
@@ -46,8 +46,8 @@ def missing(
     states, # bool, shape (states, n)
 ) -> dict:  # "toxicity", "reading" -> states (k, n), each once
     "What a bench has not measured yet."
-    keys = list(dict.fromkeys(state_key(s) for s in states))
-    found = {name: [key_state(key, bench.lm.n_heads_total) for key in keys if bench.store.get(protocol, key) is None] for name, protocol in protocols(bench).items()}
+    keys = list(dict.fromkeys(state_to_hex(s) for s in states))
+    found = {name: [state_from_hex(key, bench.lm.n_heads_total) for key in keys if bench.store.get(protocol, key) is None] for name, protocol in protocols(bench).items()}
     return {name: np.array(new) for name, new in found.items() if new}
 
 # %% ../../nbs/language/09_batched.ipynb #c013
@@ -80,6 +80,6 @@ class WideBench(Bench):
         for some in tqdm(np.split(states, range(self.size, len(states), self.size)), unit=" passes", disable=not progress):
             for part, found in halves(lambda s: measure_together(self.lm, probe, s), some):
                 seconds, start = time.perf_counter() - start, time.perf_counter()
-                for state, numbers in zip(part, found): self.store.put(self.model | probe.description, state_key(state), numbers, seconds/len(part))
+                for state, numbers in zip(part, found): self.store.put(self.model | probe.description, state_to_hex(state), numbers, seconds/len(part))
                 self.measured, self.seconds = self.measured + len(part), self.seconds + seconds
         return len(states)

@@ -18,7 +18,7 @@ from ..pruning.attention_pruning import Fractions
 from .heads import with_heads_dropped
 from .evaluator import Bench
 from .models import LM, load
-from ..states import state_key
+from ..states import state_to_hex
 from ..store import protocol_id
 from .batched import missing, protocols
 
@@ -164,7 +164,7 @@ class Shared:
         total, names = sum(map(len, wanted.values())), protocols(self)
         size = min(self.batch, -(-total//(2*len(self.team.workers)))) # nobody idles while another has a queue
         for name, state, numbers, seconds in tqdm(self.team.stream(self, portions(wanted, size)), total=total, unit=" numbers", disable=not progress):
-            self.store.put(names[name], state_key(state), numbers, seconds)
+            self.store.put(names[name], state_to_hex(state), numbers, seconds)
             self.measured, self.seconds = self.measured + 1, self.seconds + seconds
         table, new = super().__call__(states), self.measured - before
         self.reused -= new

@@ -14,10 +14,10 @@ from tqdm import tqdm
 from .likelihood import fasp_windows, sliding_windows, window_nll
 from .generation import generate, in_batches
 from .heads import with_heads_dropped
-from ..metrics import bias, check_groups, debiased_bias, noise_floor
+from ..metrics import encode_groups, group_disparity, noise_corrected_bias, noise_floor
 from ..metrics import perplexity as mean_perplexity
 from .models import LM
-from ..states import key_state, state_key
+from ..states import state_from_hex, state_to_hex
 from ..store import Store
 from .toxicity import texts_to_score
 
@@ -37,7 +37,7 @@ class Continuations:
         score_on="continuation", # or "full": prompt and continuation
         batch:int|None=None,     # prompts per batch, part of the protocol; None: half of them, 32 to 128, so that two cores share
     ):
-        check_groups(prompts["group"])
+        encode_groups(prompts["group"])
         self.prompts, self.scorer = prompts.reset_index(drop=True), scorer
         self.texts, self.groups = self.prompts["text"].tolist(), self.prompts["group"].to_numpy()
         self.draws = self.prompts["draw"].to_numpy() if "draw" in self.prompts else np.zeros(len(prompts), int)
@@ -63,7 +63,7 @@ class NextWord:
         prompts, # DataFrame with columns text, group
         words,   # each must be one token of the model
     ):
-        check_groups(prompts["group"])
+        encode_groups(prompts["group"])
         self.words, self.texts, self.groups = list(words), prompts["text"].tolist(), prompts["group"].to_numpy()
 
     @property
@@ -163,7 +163,7 @@ def numbers(self:Bench,
     state, # bool, shape (n,)
 ) -> np.ndarray: # what the probe says of the state
     "From the store, or measured now and stored."
-    protocol, key = self.model | probe.description, state_key(state)
+    protocol, key = self.model | probe.description, state_to_hex(state)
     if (known := self.store.get(protocol, key)) is not None:
         self.reused += 1
         return known
@@ -185,11 +185,11 @@ def row(self:Bench,
 ) -> dict:
     "All metrics of one state."
     state = np.asarray(state, bool)
-    found = dict(state=state_key(state), dropped=int(state.sum()), perplexity=self.reading.perplexity(self.numbers(self.reading, state)))
+    found = dict(state=state_to_hex(state), dropped=int(state.sum()), perplexity=self.reading.perplexity(self.numbers(self.reading, state)))
     if self.toxicity is None: return found
     scores, groups = self.scores(state), self.toxicity.groups
-    return found | dict(bias=bias(scores, groups), bias_prompt_mean=bias(scores, groups, center="prompt_mean"), floor=noise_floor(scores, groups),
-                        debiased=debiased_bias(scores, groups), toxicity=float(scores.mean()))
+    return found | dict(bias=group_disparity(scores, groups), bias_prompt_mean=group_disparity(scores, groups, center="prompt_mean"), floor=noise_floor(scores, groups),
+                        debiased=noise_corrected_bias(scores, groups), toxicity=float(scores.mean()))
 
 @patch
 def __call__(self:Bench,
@@ -207,4 +207,4 @@ def __call__(self:Bench,
 def recorded(self:Bench) -> np.ndarray: # bool, shape (states, n)
     "States that both probes have measured, in this run or an earlier one."
     read, answered = (self.store.states(self.model | probe.description) for probe in (self.reading, self.toxicity))
-    return np.array([key_state(key, self.lm.n_heads_total) for key in sorted({*read} & {*answered})], bool).reshape(-1, self.lm.n_heads_total)
+    return np.array([state_from_hex(key, self.lm.n_heads_total) for key in sorted({*read} & {*answered})], bool).reshape(-1, self.lm.n_heads_total)

@@ -7,19 +7,19 @@ import numpy as np, pandas as pd, pytest
 from fairness_repair.pruning.attention_pruning import Fractions
 from fairness_repair.language.cluster import Replica, Team, connect, portions, share, spread
 from fairness_repair.language.models import load
-from fairness_repair.pruning.experiment import build_bench, protocol
-from fairness_repair.states import Space, random_states
+from fairness_repair.pruning.experiment import build_bench, make_config
+from fairness_repair.states import SearchSpace, random_states
 from fairness_repair.store import Store
 from fairness_repair.language.batched import missing
 
 import needs
 from papermill_runs import count, processes_with, run
 
-states = random_states(Space(16, 1, 8), 60, rng=1)
+states = random_states(SearchSpace(16, 1, 8), 60, rng=1)
 distinct = len({s.tobytes() for s in states})
 
 
-def tiny_bench(store=None, lm=None): return build_bench(protocol("tiny"), lm or load("tiny"), "search", prompts=12, tokens=2200, store=store)
+def tiny_bench(store=None, lm=None): return build_bench(make_config("tiny"), lm or load("tiny"), "search", prompts=12, tokens=2200, store=store)
 
 
 def same(found, expected):
@@ -111,10 +111,10 @@ script = """
 import sys
 from fairness_repair.language.cluster import spread
 from fairness_repair.language.models import load
-from fairness_repair.pruning.experiment import build_bench, protocol
+from fairness_repair.pruning.experiment import build_bench, make_config
 from fairness_repair.states import Space, random_states
 from fairness_repair.store import Store
-bench = build_bench(protocol("tiny"), load("tiny"), "search", prompts=12, tokens=2200, store=Store(sys.argv[1]))
+bench = build_bench(make_config("tiny"), load("tiny"), "search", prompts=12, tokens=2200, store=Store(sys.argv[1]))
 bench = spread(dict(search=bench), "local", workers=2)["search"]
 bench(random_states(Space(16, 1, 8), 60, rng=1)).to_csv(sys.argv[2], index=False)
 print("measured", bench.measured)

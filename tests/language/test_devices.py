@@ -14,14 +14,14 @@ from fairness_repair.language.generation import generate
 from fairness_repair.language.heads import prune, with_heads_dropped
 from fairness_repair.language.ablation import knock_out
 from fairness_repair.language.models import LM, load
-from fairness_repair.pruning.experiment import build_bench, protocol
-from fairness_repair.states import Space, random_states
+from fairness_repair.pruning.experiment import build_bench, make_config
+from fairness_repair.states import SearchSpace, random_states
 from fairness_repair.store import Store
 from fairness_repair.pruning.surrogates import MLPSurrogate, Scaling
 from fairness_repair.language.batched import measure_together
 from fairness_repair.name_bias.weights import WeightMask, with_weights_dropped, projection_matrices
 
-state, *states = random_states(Space(16, 1, 8), 4, rng=1)
+state, *states = random_states(SearchSpace(16, 1, 8), 4, rng=1)
 
 
 def llama():
@@ -31,7 +31,7 @@ def llama():
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
     return LM("llama", LlamaForCausalLM(config).eval(), tokenizer)
 
-def bench(lm): return build_bench(protocol("tiny"), lm, "search", prompts=12, tokens=600)
+def bench(lm): return build_bench(make_config("tiny"), lm, "search", prompts=12, tokens=600)
 
 def measured(lm): return bench(lm)(states).drop(columns="state").to_numpy()
 
@@ -67,11 +67,11 @@ def done_elsewhere(task, make, *args):
     with Lists(): return task(lm)
 
 def annealed(device):
-    X = random_states(Space(30, 1, 10), 100)
+    X = random_states(SearchSpace(30, 1, 10), 100)
     bias, perplexity = MLPSurrogate(hidden=(16, 8), epochs=9).fit(X, X[:, 0] + X.sum(1)), MLPSurrogate(hidden=(8, 8), epochs=9, scaling=Scaling(log=True)).fit(X, 20 + X.sum(1))
     both = Surrogates(bias, perplexity, dict(bias=10., perplexity=20.), dict(epsilon=.5, limit=1.5))
-    found = anneal_surrogates(both, Space(30, 1, 10), budget=9000, chains=40, device=device)
-    return found.candidates, found.costs
+    found = anneal_surrogates(both, SearchSpace(30, 1, 10), budget=9000, chains=40, device=device)
+    return found.best_states, found.best_costs
 
 def annealed_elsewhere():
     from elsewhere import there
