@@ -84,6 +84,11 @@ def states(self:Store,
     "Keys of the states that were measured, sorted."
     return [key for key, in self.db.execute("select state from measurements where protocol = ? order by state", (protocol_id(description),))]
 
+@patch
+def descriptions(self:Store) -> list: # of dict, in the order of their ids
+    "List the descriptions of all protocols."
+    return [json.loads(text) for text, in self.db.execute("select description from protocols order by id")]
+
 # %% ../nbs/04_store.ipynb #c014
 @patch
 def recall(self:Store,

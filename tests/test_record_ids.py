@@ -12,7 +12,7 @@ from fairness_repair.name_bias.bdb import Experiment, design
 from fairness_repair.core import paths
 from fairness_repair.language.models import load
 from fairness_repair.tabular.neufair import questions
-from fairness_repair.pruning.experiment import build_bench, build_benches, protocol
+from fairness_repair.pruning.experiment import build_evaluator, build_evaluators, protocol
 from fairness_repair.states import Space
 from fairness_repair.store import Store, protocol_id
 
@@ -43,7 +43,7 @@ def asked(call, *args, **kwargs):
 def bench_ids(lm, name, **changes):
     "Ids of both probes of every bench of a model, and of what a search asks."
     settings = protocol(name, **changes)
-    benches = build_benches(settings, lm)
+    benches = build_evaluators(settings, lm)
     found = {f"{split} {kind}": protocol_id(bench.model | probe.description)
              for split, bench in benches.items() for kind, probe in (("text", bench.reading), ("prompts", bench.toxicity))}
     part = Fractions(benches["search"], eta_bias=.5, eta_ppl=.5, seed=3).at(np.arange(lm.n) == 1)
@@ -52,7 +52,7 @@ def bench_ids(lm, name, **changes):
 
 
 def search_id(store, lm, name, method):
-    bench = build_bench(protocol(name), lm, "search", prompts=6, tokens=200)
+    bench = build_evaluator(protocol(name), lm, "search", prompts=6, tokens=200)
     objective = Objective(bench, free=np.arange(lm.n) % 3 > 0, epsilon=.4, limit=1.2)
     bench.store = store
     propose(method, objective, Space(int(objective.free.sum()), 1, 5), samples=20, keep=4, seed=7)

@@ -10,7 +10,7 @@ __all__ = ['units', 'tens', 'scales', 'digits', 'spoken', 'patterns', 'end_ids',
 import re
 import numpy as np, pandas as pd, torch, transformers
 
-from ..language.generation import accepts, in_batches, noise_key, pad_left, pick
+from ..language.generation import forward_accepts, map_batches, pad_left, prompt_seed, sample_token
 from ..language.models import LM
 
 # %% ../../nbs/name_bias/01_answers.ipynb #c005
@@ -27,24 +27,24 @@ def end_ids(
 def answer_batch(
     lm:LM,
     rows, # lists of token ids
-    keys, # noise keys, int64, shape (rows*draws,), the draws of a row side by side
+    keys, # from `prompt_seed`, int64, shape (rows*draws,), the draws of a row side by side
     *,
     new_tokens:int, # at most
     stops,          # from `end_ids`
-    **kwargs,       # for `pick`
+    **kwargs,       # for `sample_token`
 ) -> torch.Tensor: # token ids, (rows*draws, steps), the first of `stops` after the end
     "Continue each row in several ways."
     model, times, stops = lm.model, len(keys)//len(rows), torch.tensor(stops, device=lm.device)
     ids, mask, positions = (t.to(lm.device) for t in pad_left(rows, lm.tokenizer.pad_token_id))
     cache, found, over = transformers.DynamicCache(config=model.config), [], torch.zeros(len(keys), dtype=torch.bool, device=lm.device)
     def logits(ids, mask, positions):
-        extra = (dict(logits_to_keep=1) if accepts(model, "logits_to_keep") else {}) | (dict(position_ids=positions) if accepts(model, "position_ids") else {})
+        extra = (dict(logits_to_keep=1) if forward_accepts(model, "logits_to_keep") else {}) | (dict(position_ids=positions) if forward_accepts(model, "position_ids") else {})
         return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra).logits[:, -1]
     scores = logits(ids, mask, positions).repeat_interleave(times, 0)
     cache.batch_repeat_interleave(times)
     mask, positions = mask.repeat_interleave(times, 0), positions[:, -1:].repeat_interleave(times, 0)
     for step in range(new_tokens):
-        found.append(torch.where(over, stops[0], pick(scores, keys, step, **kwargs)))
+        found.append(torch.where(over, stops[0], sample_token(scores, keys, step, **kwargs)))
         over = over | torch.isin(found[-1], stops)
         if over.all() or step + 1 == new_tokens: break
         mask, positions = torch.cat([mask, mask.new_ones(len(mask), 1)], 1), positions + 1
@@ -67,10 +67,10 @@ def ask(
     texts, stops = list(texts), end_ids(lm)
     rows, found = lm.tokenizer(texts)["input_ids"], [None]*len(texts)
     def answers(part):
-        keys = torch.tensor([noise_key(seed, texts[i], draw) for i in part for draw in range(draws)], device=lm.device)
+        keys = torch.tensor([prompt_seed(seed, texts[i], draw) for i in part for draw in range(draws)], device=lm.device)
         return answer_batch(lm, [rows[i] for i in part], keys, new_tokens=new_tokens, stops=stops, temperature=temperature, top_k=top_k)
     lengths = [len(r) + new_tokens for r in rows]
-    for part, ids in in_batches(answers, lengths, lm, size=max(1, batch//draws), copies=draws):
+    for part, ids in map_batches(answers, lengths, lm, batch_size=max(1, batch//draws), copies=draws):
         said = lm.tokenizer.batch_decode([cut(row, stops) for row in ids.tolist()], skip_special_tokens=True)
         for k, i in enumerate(part): found[i] = said[k*draws:(k + 1)*draws]
     return found

@@ -13,7 +13,7 @@ from functools import reduce
 from operator import and_
 
 import numpy as np, torch
-from ..language.generation import accepts, batches, pad_left
+from ..language.generation import forward_accepts, length_batches, pad_left
 from ..language.models import LM
 from .weights import Mask, WeightSite, projections
 
@@ -38,10 +38,10 @@ def padded(
 ):             # yields (numbers of the rows, arguments for the model's forward)
     "Rows in batches."
     if not len(rows) or not all(map(len, rows)): raise ValueError(f"{len(rows)} rows, the shortest of {min(map(len, rows), default=0)} tokens: nothing to read")
-    extra = dict(logits_to_keep=1) if accepts(lm.model, "logits_to_keep") else {}
-    for part in batches([len(r) for r in rows], batch):
+    extra = dict(logits_to_keep=1) if forward_accepts(lm.model, "logits_to_keep") else {}
+    for part in length_batches([len(r) for r in rows], batch):
         ids, mask, positions = (t.to(lm.device) for t in pad_left([rows[i] for i in part], lm.tokenizer.pad_token_id))
-        if accepts(lm.model, "position_ids"): extra["position_ids"] = positions
+        if forward_accepts(lm.model, "position_ids"): extra["position_ids"] = positions
         yield part, dict(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
 
 # %% ../../nbs/name_bias/04_localise.ipynb #c011

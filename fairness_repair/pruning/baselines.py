@@ -61,7 +61,7 @@ def in_float32(
 
 def mask_gradient(
     lm:LM,
-    windows,         # list of `Window`, as in `Reading.windows`
+    windows,         # list of `Window`, as in `TextPerplexity.windows`
 ) -> np.ndarray:     # score of each head, in [0, 1], shape (n,)
     "Michel et al.'s importance, per head."
     ones = torch.ones(lm.n_layers, lm.n_heads, device=lm.device)

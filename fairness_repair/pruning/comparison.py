@@ -10,7 +10,7 @@ __all__ = ['errors', 'top_k_regret', 'bias_variance', 'learning_curve', 'Improve
 import numpy as np, pandas as pd
 from scipy.stats import spearmanr
 
-from ..language.evaluator import Bench
+from ..language.evaluator import Evaluator
 from ..metrics import _biases, bias_change, half_width
 from .surrogates import Scaling, make_surrogate
 
@@ -100,24 +100,24 @@ def detectable(
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c029
 def against_original(
-    bench:Bench, # on data that nothing was chosen by
+    bench:Evaluator, # on data that nothing was chosen by
     states,      # bool, shape (k, n)
     *,
     repeats:int=500, # permutations, and bootstrap draws
-) -> pd.DataFrame: # (k, ...): dropped; original, floor: the model's bias and its noise floor; bias, debiased, toxicity, perplexity relative to the model; low, high, p, detectable of the bias; shown
+) -> pd.DataFrame: # (k, ...): dropped; original, noise_floor: the model's bias and that of a fair model; bias, bias_corrected, toxicity, perplexity relative to the model; low, high, p, detectable of the bias; shown
     "What dropping does to a model."
     nothing = np.zeros(bench.lm.n, bool)
     origin, *after = bench([nothing, *states]).to_dict("records")
     before, scale, rows = bench.scores(nothing), origin["bias"], []
     for state, row in zip(states, after):
         change = bias_change(before, bench.scores(state), bench.toxicity.groups, repeats=repeats)
-        rows.append(dict(dropped=int(state.sum()), original=scale, floor=origin["floor"], bias=row["bias"]/scale, low=1 + change["low"]/scale, high=1 + change["high"]/scale, p=change["p"],
-                         detectable=detectable(change)/scale, shown=change["high"] < 0, debiased=row["debiased"]/max(origin["debiased"], 1e-9), toxicity=row["toxicity"]/origin["toxicity"], perplexity=row["perplexity"]/origin["perplexity"]))
+        rows.append(dict(dropped=int(state.sum()), original=scale, noise_floor=origin["noise_floor"], bias=row["bias"]/scale, low=1 + change["low"]/scale, high=1 + change["high"]/scale, p=change["p"],
+                         detectable=detectable(change)/scale, shown=change["high"] < 0, bias_corrected=row["bias_corrected"]/max(origin["bias_corrected"], 1e-9), toxicity=row["toxicity"]/origin["toxicity"], perplexity=row["perplexity"]/origin["perplexity"]))
     return pd.DataFrame(rows)
 
 def per_axis(
     runs:pd.DataFrame, # of `against_original`, with columns measured_on, heads
 ) -> pd.DataFrame:     # one row per axis and kind of heads; mean and half: the bias and its 95 % interval over seeds; p: the largest
     "Several seeds in one row."
-    return runs.groupby(["measured_on", "heads"], sort=False).agg(seeds=("bias", "size"), dropped=("dropped", "mean"), original=("original", "first"), floor=("floor", "first"), mean=("bias", "mean"), half=("bias", half_width),
+    return runs.groupby(["measured_on", "heads"], sort=False).agg(seeds=("bias", "size"), dropped=("dropped", "mean"), original=("original", "first"), noise_floor=("noise_floor", "first"), mean=("bias", "mean"), half=("bias", half_width),
         shown=("shown", "sum"), p=("p", "max"), detectable=("detectable", "mean"), toxicity=("toxicity", "mean"), perplexity=("perplexity", "mean")).reset_index()

@@ -7,7 +7,7 @@ import numpy as np, pandas as pd, pytest
 from fairness_repair.pruning.attention_pruning import Fractions
 from fairness_repair.language.cluster import Replica, Team, connect, portions, share, spread
 from fairness_repair.language.models import load
-from fairness_repair.pruning.experiment import build_bench, protocol
+from fairness_repair.pruning.experiment import build_evaluator, protocol
 from fairness_repair.states import Space, random_states
 from fairness_repair.store import Store
 from fairness_repair.language.batched import missing
@@ -19,7 +19,7 @@ states = random_states(Space(16, 1, 8), 60, rng=1)
 distinct = len({s.tobytes() for s in states})
 
 
-def tiny_bench(store=None, lm=None): return build_bench(protocol("tiny"), lm or load("tiny"), "search", prompts=12, tokens=2200, store=store)
+def tiny_bench(store=None, lm=None): return build_evaluator(protocol("tiny"), lm or load("tiny"), "search", prompts=12, tokens=2200, store=store)
 
 
 def same(found, expected):

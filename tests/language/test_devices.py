@@ -10,13 +10,13 @@ from fairness_repair.name_bias.bdb import Experiment, design
 from fairness_repair.pruning.surrogate_annealing import anneal_chains
 from fairness_repair.language.generation import generate
 from fairness_repair.language.heads import dropped, prune
-from fairness_repair.language.ablation import knock_out
+from fairness_repair.language.ablation import ablate_heads
 from fairness_repair.language.models import LM, load
-from fairness_repair.pruning.experiment import build_bench, protocol
+from fairness_repair.pruning.experiment import build_evaluator, protocol
 from fairness_repair.states import Space, random_states
 from fairness_repair.store import Store
 from fairness_repair.pruning.surrogates import MLPSurrogate, Scaling
-from fairness_repair.language.batched import measure_together
+from fairness_repair.language.batched import measure_batched
 from fairness_repair.name_bias.weights import Mask, masked, projections
 
 state, *states = random_states(Space(16, 1, 8), 4, rng=1)
@@ -29,7 +29,7 @@ def llama():
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
     return LM("llama", LlamaForCausalLM(config).eval(), tokenizer)
 
-def bench(lm): return build_bench(protocol("tiny"), lm, "search", prompts=12, tokens=600)
+def bench(lm): return build_evaluator(protocol("tiny"), lm, "search", prompts=12, tokens=600)
 
 def measured(lm): return bench(lm)(states).drop(columns="state").to_numpy()
 
@@ -38,9 +38,9 @@ def sampled(lm):
 
 def together(lm):
     found = bench(lm)
-    return [measure_together(lm, probe, np.array(states)) for probe in (found.toxicity, found.reading)]
+    return [measure_batched(lm, probe, np.array(states)) for probe in (found.toxicity, found.reading)]
 
-def scanned(lm): return knock_out({("gender", 0): bench(lm)}, heads=[0, 5, 6]).drop(columns=["state", "axis"]).to_numpy(float)
+def scanned(lm): return ablate_heads({("gender", 0): bench(lm)}, heads=[0, 5, 6]).drop(columns=["state", "axis"]).to_numpy(float)
 
 def pruned(lm):
     prune(lm.model, state)

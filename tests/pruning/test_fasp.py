@@ -10,8 +10,8 @@ from fairness_repair.pruning.fasp import alphas, fasp, gammas
 from fairness_repair.language.likelihood import Window
 from fairness_repair.language import ablation as knockout
 from fairness_repair.language.heads import attention_outputs, dropped
-from fairness_repair.language.ablation import drop_each, knock_out, layers_of, record
-from fairness_repair.language.evaluator import Bench, Continuations, NextWord, Reading
+from fairness_repair.language.ablation import ablate_layer, ablate_heads, decoder_layers, record
+from fairness_repair.language.evaluator import Evaluator, SampledToxicity, NextTokenToxicity, TextPerplexity
 from fairness_repair.language.models import LM
 from fairness_repair.pruning.published_scores import hub_ids, published_name, published_scores, published_seeds
 from fairness_repair.pruning.reliability import agreement
@@ -204,7 +204,7 @@ def probes(lm):
     rng = np.random.default_rng(0)
     prompts = pd.DataFrame([(" ".join(f"w{i}" for i in rng.integers(4, V, rng.integers(2, 9))), g) for g in "ab" for _ in range(5)], columns=["text", "group"])
     documents = [" ".join(f"w{i}" for i in rng.integers(4, V, n)) for n in (30, 12, 2)]
-    return dict(reading=Reading(lm, documents, window=16), words=NextWord(prompts, ["w5", "w6", "w40"]), texts=Continuations(prompts, Odd(), new_tokens=5))
+    return dict(reading=TextPerplexity(lm, documents, window=16), words=NextTokenToxicity(prompts, ["w5", "w6", "w40"]), texts=SampledToxicity(prompts, Odd(), new_tokens=5))
 
 
 @pytest.mark.parametrize("kind", ["reading", "words", "texts"])
@@ -214,11 +214,11 @@ def test_shared_knock_outs_equal_plain_ones(small, kind):
     before = small.weights_hash()
     for sizes in (dict(), dict(rows=3, tokens=20)):
         known = record(small, probe, **sizes)
-        shared = np.concatenate([drop_each(small, known, layer, range(H)) for layer in range(L)])
+        shared = np.concatenate([ablate_layer(small, known, layer, range(H)) for layer in range(L)])
         for state, found in zip(single, shared):
             with dropped(small.model, state): plain = probe(small)
             np.testing.assert_allclose(found, plain, rtol=2e-5, atol=1e-6)
-    assert small.weights_hash() == before and not any("forward" in vars(b) for b in layers_of(small))
+    assert small.weights_hash() == before and not any("forward" in vars(b) for b in decoder_layers(small))
 
 
 def test_layers_are_whole_after_an_error():
@@ -227,30 +227,30 @@ def test_layers_are_whole_after_an_error():
     known = record(lm, probe)
     whole = probe(lm)
     probe.scorer = None
-    with pytest.raises(TypeError): drop_each(lm, known, 1, [0])
+    with pytest.raises(TypeError): ablate_layer(lm, known, 1, [0])
     probe.scorer = Odd()
-    assert (probe(lm) == whole).all() and not any("forward" in vars(b) for b in layers_of(lm))
+    assert (probe(lm) == whole).all() and not any("forward" in vars(b) for b in decoder_layers(lm))
 
 
 def test_scan_resumes_layer_by_layer(monkeypatch):
     "A scan that stops in its second layer has stored its first."
     lm = LM("mine", build("gpt2"), tokenizer())
     p, store = probes(lm), Store(":memory:")
-    bench, seen, usual = Bench(lm, p["texts"], p["reading"], store=store), [], knockout.drop_each
+    bench, seen, usual = Evaluator(lm, p["texts"], p["reading"], store=store), [], knockout.ablate_layer
     def stop(lm, known, layer, heads):
         if layer == 1: raise KeyboardInterrupt
         return usual(lm, known, layer, heads)
     monkeypatch.setattr(knockout, "drop_each", stop)
-    with pytest.raises(KeyboardInterrupt): knock_out({("a", 0): bench})
+    with pytest.raises(KeyboardInterrupt): ablate_heads({("a", 0): bench})
     monkeypatch.setattr(knockout, "drop_each", lambda *args: seen.append(args[2:]) or usual(*args))
-    knock_out({("a", 0): bench})
+    ablate_heads({("a", 0): bench})
     assert seen == [(1, [0, 1, 2, 3]), (0, [0, 1, 2, 3]), (1, [0, 1, 2, 3])], "text: its second layer; prompts: both"
 
 
 def test_half_precision_is_kept_apart():
     lm = LM("mine", build("llama").to(torch.bfloat16), tokenizer())
     p = probes(lm)
-    bench = Bench(lm, p["texts"], p["reading"])
-    knock_out({("a", 0): bench}, heads=[0])
+    bench = Evaluator(lm, p["texts"], p["reading"])
+    ablate_heads({("a", 0): bench}, heads=[0])
     bench(np.eye(lm.n, dtype=bool)[:1])
     assert len({i for i, in bench.store.db.execute("select id from protocols")}) == 4
