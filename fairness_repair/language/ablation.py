@@ -40,6 +40,7 @@ class LayerOutput(NamedTuple):
     output: object      # a tensor, or a tuple with tensors
     cache: Cache|None   # of all layers' keys and values
 
+# %% ../../nbs/language/11_ablation.ipynb #c008
 @contextmanager
 def with_layers_recorded(
     layers, # from `decoder_layers`
@@ -55,7 +56,7 @@ def with_layers_recorded(
     finally:
         for hook in hooks: hook.remove()
 
-# %% ../../nbs/language/11_ablation.ipynb #c009
+# %% ../../nbs/language/11_ablation.ipynb #c011
 def repeat_rows(
     output,    # a tensor, or a tuple with tensors
     times:int, # of each row
@@ -64,7 +65,7 @@ def repeat_rows(
     if isinstance(output, tuple): return tuple(repeat_rows(x, times) for x in output)
     return output.repeat_interleave(times, 0) if torch.is_tensor(output) else output
 
-# %% ../../nbs/language/11_ablation.ipynb #c011
+# %% ../../nbs/language/11_ablation.ipynb #c013
 @contextmanager
 def with_layers_skipped(
     layers,    # from `decoder_layers`
@@ -90,7 +91,7 @@ def with_layers_skipped(
             vars(layer).pop("forward", None)
             if own is not None: layer.forward = own
 
-# %% ../../nbs/language/11_ablation.ipynb #c015
+# %% ../../nbs/language/11_ablation.ipynb #c017
 class RecordedPiece(NamedTuple):
     "A piece of a metric with the unmodified model's layer outputs."
     piece: Piece
@@ -112,7 +113,7 @@ def record_layers(
         found.append(RecordedPiece(piece, outputs))
     return found
 
-# %% ../../nbs/language/11_ablation.ipynb #c016
+# %% ../../nbs/language/11_ablation.ipynb #c018
 @torch.inference_mode()
 def ablate_layer(
     lm:LM,
@@ -130,7 +131,7 @@ def ablate_layer(
             found[:, piece.rows] = piece.run(lm, len(heads)).T
     return found
 
-# %% ../../nbs/language/11_ablation.ipynb #c020
+# %% ../../nbs/language/11_ablation.ipynb #c022
 class ByLayer(Serial):
     "Measures single heads a layer at a time; the layers below are computed once."
     def __init__(self, *,
@@ -138,27 +139,36 @@ class ByLayer(Serial):
         tokens:int=1024, # of text per piece
     ): self.sizes = dict(rows=rows, tokens=tokens)
 
-    def measure(self, lm:LM, tasks:dict):
-        "Measure single heads by layer, then the other states."
-        others = {}
-        for name, (metric, states) in tasks.items():
-            single = (states.sum(1) == 1) & (not metric.per_state)
-            if single.any(): yield from self.measure_heads(lm, name, metric, states[single].argmax(1))
-            if not single.all(): others[name] = metric, states[~single]
-        yield from super().measure(lm, others)
+# %% ../../nbs/language/11_ablation.ipynb #c023
+@patch
+def measure_heads(self:ByLayer,
+    lm:LM,
+    name:str,      # of the metric among the tasks
+    metric:Metric,
+    heads,         # numbers of heads, shape (k,)
+):                 # iterator of `Measurement`
+    "Measure single heads, a layer at a time."
+    start, single = time.perf_counter(), np.eye(lm.n, dtype=bool)
+    details = {} if lm.dtype == torch.float32 else dict(scan="by layer")
+    recorded = record_layers(lm, metric, **self.sizes)
+    for layer in np.unique(heads//lm.n_heads):
+        of_layer = heads[heads//lm.n_heads == layer] % lm.n_heads
+        for part, found in split_on_oom(lambda some: ablate_layer(lm, recorded, layer, some), of_layer):
+            seconds, start = time.perf_counter() - start, time.perf_counter()
+            for head, numbers in zip(layer*lm.n_heads + part, found):
+                yield Measurement(name, single[head], numbers, seconds/len(part), details)
 
-    def measure_heads(self, lm, name, metric, heads): # iterator of `Measurement`
-        start, single = time.perf_counter(), np.eye(lm.n, dtype=bool)
-        details = {} if lm.dtype == torch.float32 else dict(scan="by layer")
-        recorded = record_layers(lm, metric, **self.sizes)
-        for layer in np.unique(heads//lm.n_heads):
-            of_layer = heads[heads//lm.n_heads == layer] % lm.n_heads
-            for part, found in split_on_oom(lambda some: ablate_layer(lm, recorded, layer, some), of_layer):
-                seconds, start = time.perf_counter() - start, time.perf_counter()
-                for head, numbers in zip(layer*lm.n_heads + part, found):
-                    yield Measurement(name, single[head], numbers, seconds/len(part), details)
+@patch
+def measure(self:ByLayer, lm:LM, tasks:dict):
+    "Measure single heads by layer, then the other states."
+    others = {}
+    for name, (metric, states) in tasks.items():
+        single = (states.sum(1) == 1) & (not metric.per_state)
+        if single.any(): yield from self.measure_heads(lm, name, metric, states[single].argmax(1))
+        if not single.all(): others[name] = metric, states[~single]
+    yield from Serial.measure(self, lm, others)
 
-# %% ../../nbs/language/11_ablation.ipynb #c021
+# %% ../../nbs/language/11_ablation.ipynb #c024
 def _without_batches(record): return {k: v for k, v in record.items() if k not in ("batch", "scan")}
 
 @patch
@@ -171,7 +181,7 @@ def readable_records(self:ByLayer,
     same = [d for d in store.descriptions() if _without_batches(d) == _without_batches(record)]
     return [record, *(d for d in same if d not in (record, own)), own]
 
-# %% ../../nbs/language/11_ablation.ipynb #c024
+# %% ../../nbs/language/11_ablation.ipynb #c027
 def ablate_heads(
     evaluators:dict, # name, e.g. (axis, seed) -> `Evaluator`, all of one model
     heads=None,      # numbers of heads; None: all

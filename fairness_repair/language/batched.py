@@ -48,7 +48,8 @@ class Batched(Serial):
             return
         for name, (metric, states) in tasks.items():
             if metric.per_state: continue
-            for some in np.split(states, range(size, len(states), size)): yield from self.measure_pass(lm, name, metric, some)
+            for some in np.split(states, range(size, len(states), size)):
+                yield from self.measure_pass(lm, name, metric, some)
         yield from super().measure(lm, {name: task for name, task in tasks.items() if task[0].per_state})
 
     def measure_pass(self, lm, name, metric, states): # iterator of `Measurement`

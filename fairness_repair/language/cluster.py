@@ -48,38 +48,44 @@ class Replica:
             torch.set_num_threads(self.cpus)
             self.lm = load(**self.model)
             if (found := self.lm.weights_hash()) != self.weights_hash:
-                raise ValueError(f"model {self.model['name']!r} has weights {found[:8]}... on a worker and "
-                                 f"{self.weights_hash[:8]}... on the driver: save the driver's model to a folder "
-                                 f"that all workers read, and name that folder")
+                raise ValueError(
+                    f"model {self.model['name']!r} has weights {found[:8]}... on a worker and "
+                    f"{self.weights_hash[:8]}... on the driver: save the driver's model to a folder "
+                    f"that all workers read, and name that folder")
         return os.getpid()
 
-    def measure(self,
-        key:str,  # of the metric
-        fetch,    # function that brings the metric, called once per key
-        states,   # bool, shape (k, n)
-        backend,  # such as `Serial()`
-    ) -> list:    # of `Measurement`
-        "Measure one metric for some states."
-        if key not in self.metrics: self.metrics[key] = fetch()
-        return list(backend.measure(self.lm, {key: (self.metrics[key], states)}))
+# %% ../../nbs/language/12_cluster.ipynb #c011
+@patch
+def measure(self:Replica,
+    key:str,  # of the metric
+    fetch,    # function that brings the metric, called once per key
+    states,   # bool, shape (k, n)
+    backend,  # such as `Serial()`
+) -> list:    # of `Measurement`
+    "Measure one metric for some states."
+    if key not in self.metrics: self.metrics[key] = fetch()
+    return list(backend.measure(self.lm, {key: (self.metrics[key], states)}))
 
-# %% ../../nbs/language/12_cluster.ipynb #c013
+# %% ../../nbs/language/12_cluster.ipynb #c015
 def connect(
     where:str, # "local", or the address of a cluster, such as "auto" or "ray://host:10001"
 ) -> tuple:    # the module ray, and whether this call connected it
     "Start Ray, or join a cluster."
-    if not find_spec("ray"): raise ValueError(f"cluster = {where!r} needs Ray: pip install 'fairness_repair[cluster]'")
-    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"): os.environ.setdefault(name, "0")
+    if not find_spec("ray"):
+        raise ValueError(f"cluster = {where!r} needs Ray: pip install 'fairness_repair[cluster]'")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray # here, not at the top: an optional extra
     if ray.is_initialized(): return ray, False
     options = dict(log_to_driver=False, logging_level="ERROR")
     if where == "local": options["include_dashboard"] = False
     try: ray.init(where, **options)
     except ConnectionError as e:
-        raise ValueError(f"no Ray cluster answers at {where!r}: start one with `ray start --head`, or use 'local'") from e
+        raise ValueError(f"no Ray cluster answers at {where!r}: "
+                         f"start one with `ray start --head`, or use 'local'") from e
     return ray, True
 
-# %% ../../nbs/language/12_cluster.ipynb #c014
+# %% ../../nbs/language/12_cluster.ipynb #c016
 class Team:
     "Workers that hold a copy of one model each."
     def __init__(self,
@@ -106,7 +112,7 @@ class Team:
         for worker in self.workers: self.ray.kill(worker)
         if self.started_ray: self.ray.shutdown()
 
-# %% ../../nbs/language/12_cluster.ipynb #c016
+# %% ../../nbs/language/12_cluster.ipynb #c018
 @patch
 def stream(self:Team,
     jobs,    # from `split_tasks`
@@ -127,14 +133,14 @@ def stream(self:Team,
                 self.deaths += 1
                 deaths[id(job)] += 1
             if deaths[id(job)] >= self.max_deaths or not running: raise RuntimeError(
-                f"worker after worker dies: too little memory? Try fewer workers. Last error: {death}") from None
+                f"worker after worker dies: too little memory? Try fewer workers. {death}") from None
             continue
         if todo:
             new = todo.popleft()
             running[self._send(worker, new, backend)] = worker, new
         if job: yield from (m._replace(name=job.name) for m in found)
 
-# %% ../../nbs/language/12_cluster.ipynb #c017
+# %% ../../nbs/language/12_cluster.ipynb #c019
 @patch
 def _restarted(self:Team, worker): # a task that waits until the worker is ready, again and again if it dies
     return worker.ready.options(max_task_retries=-1).remote()
@@ -146,7 +152,7 @@ def _send(self:Team, worker, job, backend): # a task that measures the job
     box = self.boxes[key]
     return worker.measure.remote(key, lambda: ray.get(box), job.states, backend)
 
-# %% ../../nbs/language/12_cluster.ipynb #c019
+# %% ../../nbs/language/12_cluster.ipynb #c021
 class Distributed(Serial):
     "Measures states on the workers of a team."
     def __init__(self,
@@ -160,16 +166,17 @@ class Distributed(Serial):
         "Measure each task's states, in no order."
         if not tasks: return
         if lm is not self.team.lm and lm.weights_hash() != self.team.weights_hash:
-            raise ValueError(f"the team's model is {self.team.lm.name}, not {lm.name}: make a team with this model")
+            raise ValueError(f"the team's model is {self.team.lm.name}, not {lm.name}: make a team with it")
         total = sum(len(states) for _, states in tasks.values())
-        size = min(self.job_size, -(-total//(2*len(self.team.workers)))) # so that no worker waits while others have jobs left
-        yield from self.team.stream(split_tasks(tasks, size), self.inner)
+        fair_size = -(-total//(2*len(self.team.workers))) # at least two jobs for each worker
+        yield from self.team.stream(split_tasks(tasks, min(self.job_size, fair_size)), self.inner)
 
-    def readable_records(self, record:dict, store:Store) -> list: return self.inner.readable_records(record, store)
+    def readable_records(self, record:dict, store:Store) -> list:
+        return self.inner.readable_records(record, store)
 
     def close(self): self.team.close()
 
-# %% ../../nbs/language/12_cluster.ipynb #c020
+# %% ../../nbs/language/12_cluster.ipynb #c022
 def distribute(
     evaluators:dict, # name -> `Evaluator`, all of one model
     where:str,       # "local", an address, or "" for this process alone

@@ -40,8 +40,10 @@ def model_size(
     linear = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not lm_head]
     layers, heads, width = text.num_hidden_layers, text.num_attention_heads, head_width(text)
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    return ModelSize(sum(m.weight.numel() for m in linear), lm_head.weight.numel(), layers, text.hidden_size, text.vocab_size,
-                     attended=layers*heads*width, cached=2*layers*kv_heads*width)
+    return ModelSize(
+        linear_params=sum(m.weight.numel() for m in linear), lm_head_params=lm_head.weight.numel(),
+        layers=layers, width=text.hidden_size, vocabulary=text.vocab_size,
+        attended=layers*heads*width, cached=2*layers*kv_heads*width)
 
 # %% ../../nbs/language/13_costs.ipynb #c011
 WORK = ["operations", "bytes", "calls"]
@@ -60,6 +62,7 @@ def forward_cost(
     moved = weights + itemsize*rows*context*size.cached + 4*4*rows*n_scored*size.vocabulary
     return np.array([products + attention, moved, size.layers], float)
 
+# %% ../../nbs/language/13_costs.ipynb #c013
 def total_cost(
     size:ModelSize,
     phases:dict,     # phase -> list of `ForwardPass`
@@ -67,10 +70,10 @@ def total_cost(
     itemsize:int=2,  # bytes per number
 ) -> pd.DataFrame:   # phases x operations, bytes, calls
     "Sum the work of the forward passes of each phase."
-    costs = {name: sum((forward_cost(size, p, itemsize=itemsize) for p in passes), np.zeros(3)) for name, passes in phases.items()}
-    return pd.DataFrame(costs, index=WORK).T
+    cost = lambda passes: sum((forward_cost(size, step, itemsize=itemsize) for step in passes), np.zeros(3))
+    return pd.DataFrame({name: cost(passes) for name, passes in phases.items()}, index=WORK).T
 
-# %% ../../nbs/language/13_costs.ipynb #c015
+# %% ../../nbs/language/13_costs.ipynb #c017
 def evaluator_cost(
     evaluator:Evaluator,
 ) -> pd.DataFrame: # phases x operations, bytes, calls
@@ -80,7 +83,7 @@ def evaluator_cost(
     for metric in evaluator.metrics.values(): phases = metric.for_state(original).passes(lm) | phases
     return total_cost(model_size(lm.config), phases, itemsize=lm.dtype.itemsize)
 
-# %% ../../nbs/language/13_costs.ipynb #c018
+# %% ../../nbs/language/13_costs.ipynb #c020
 @dataclass(frozen=True)
 class Machine:
     "What a machine can do."
@@ -103,7 +106,7 @@ def seconds(
     busy, calls = np.maximum(computing, moving), work["calls"]*machine.call_seconds
     return np.maximum(busy, calls) if machine.async_launch else busy + calls
 
-# %% ../../nbs/language/13_costs.ipynb #c024
+# %% ../../nbs/language/13_costs.ipynb #c026
 def _best_of(f, times=5):
     "Seconds of the fastest call."
     def once():
@@ -118,9 +121,11 @@ def this_machine(
 ) -> Machine:
     "Measure a product, a copy and an empty layer."
     a, source = torch.ones(768, 768, dtype=dtype), torch.ones(2**24)
-    config = LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=8, num_attention_heads=2)
-    small = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    shape = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=8, num_attention_heads=2)
+    small = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=64, **shape), dtype=dtype).eval()
     ids, target = torch.zeros(1, 1, dtype=torch.long), torch.empty_like(source)
-    return Machine(describe_machine(), operations=2*768**3/_best_of(lambda: a @ a),
-                   bytes=2*4*2**24/_best_of(lambda: target.copy_(source)), call_seconds=_best_of(lambda: small(input_ids=ids))/8,
-                   source=f"measured, {torch.get_num_threads()} threads, {str(dtype).removeprefix('torch.')}")
+    return Machine(
+        describe_machine(), operations=2*768**3/_best_of(lambda: a @ a),
+        bytes=2*4*2**24/_best_of(lambda: target.copy_(source)),
+        call_seconds=_best_of(lambda: small(input_ids=ids))/8,
+        source=f"measured, {torch.get_num_threads()} threads, {str(dtype).removeprefix('torch.')}")

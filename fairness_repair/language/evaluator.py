@@ -29,8 +29,9 @@ class Measurement(NamedTuple):
     state: np.ndarray    # bool, shape (n,)
     numbers: np.ndarray  # one per row of the metric
     seconds: float       # that it took
-    details: dict = {}   # what the stored record says of the way it was measured, besides the metric's own record
+    details: dict = {}   # keys of the stored record that say how it was measured
 
+# %% ../../nbs/language/09_evaluator.ipynb #c007
 class Serial:
     "Measures one state after the other."
     def measure(self,
@@ -56,7 +57,7 @@ class Serial:
         "List the records under which numbers may be found."
         return [record]
 
-# %% ../../nbs/language/09_evaluator.ipynb #c008
+# %% ../../nbs/language/09_evaluator.ipynb #c010
 @dataclass
 class Counts:
     "What an evaluator has done: pairs of metric and state."
@@ -64,31 +65,35 @@ class Counts:
     reused: int = 0      # pairs that were in the store
     seconds: float = 0.  # of measuring
 
-    def __add__(self, other): return Counts(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
+    def __add__(self, other) -> "Counts":
+        return Counts(self.measured + other.measured, self.reused + other.reused,
+                      self.seconds + other.seconds)
 
-# %% ../../nbs/language/09_evaluator.ipynb #c010
+# %% ../../nbs/language/09_evaluator.ipynb #c012
 class Evaluator:
     "Measures states of one model, each at most once."
     def __init__(self,
         lm:LM,
-        toxicity:Metric|None, # its columns are bias, noise_floor, bias_corrected and toxicity; None: perplexity only
-        text:Metric|None,     # its column is perplexity; None: bias only
+        toxicity:Metric|None, # columns bias, noise_floor, bias_corrected, toxicity; None: perplexity only
+        text:Metric|None,     # column perplexity; None: bias only
         *,
         store:Store|None=None, # None: in memory
-        subsampling:Subsampling|None=None, # measures each state on its own share of the rows; None: on all rows
-        backend=None,          # how missing numbers are measured; None: `Serial()`
+        subsampling:Subsampling|None=None, # draws a share of the rows for each state; None: all rows
+        backend=None,          # measures what is missing; None: `Serial()`
         callback=None,         # function of a row (dict), called as soon as the row is complete
     ):
         self.lm, self.toxicity, self.text = lm, toxicity, text
         self.store = Store(":memory:") if store is None else store
         self.subsampling, self.backend, self.callback = subsampling, backend or Serial(), callback
         self.counts = Counts()
-        self.metrics = {name: metric for name, metric in (("text", text), ("toxicity", toxicity)) if metric}
-        for metric in self.metrics.values(): metric.check(lm)
-        if subsampling: self.metrics = {name: Subsampled(name, self.metrics, subsampling) for name in self.metrics}
-        self.model_record = dict(model=lm.name, weights=lm.weights_hash()[:16], dtype=str(lm.dtype).removeprefix("torch."))
+        metrics = {name: metric for name, metric in (("text", text), ("toxicity", toxicity)) if metric}
+        for metric in metrics.values(): metric.check(lm)
+        if subsampling: self.metrics = {name: Subsampled(name, metrics, subsampling) for name in metrics}
+        else: self.metrics = metrics
+        dtype = str(lm.dtype).removeprefix("torch.")
+        self.model_record = dict(model=lm.name, weights=lm.weights_hash()[:16], dtype=dtype)
 
-# %% ../../nbs/language/09_evaluator.ipynb #c012
+# %% ../../nbs/language/09_evaluator.ipynb #c014
 @patch
 def record_of(self:Evaluator, metric:Metric) -> dict:
     "Return the record under which a metric's numbers are stored."
@@ -106,7 +111,7 @@ def to_record(self:Evaluator) -> dict:
                  toxicity=self.toxicity and self.toxicity.to_record())
     return found | (self.subsampling.to_record() if self.subsampling else {})
 
-# %% ../../nbs/language/09_evaluator.ipynb #c015
+# %% ../../nbs/language/09_evaluator.ipynb #c017
 @patch
 def find(self:Evaluator,
     records, # from `readable_records`
@@ -120,7 +125,7 @@ def find(self:Evaluator,
 def missing(self:Evaluator,
     states,            # bool, shape (k, n)
     metrics:dict|None=None, # name -> metric; None: all
-) -> dict:             # name -> (metric, states that have no numbers, each once); names without such states are left out
+) -> dict:             # name -> (metric, states, each once), for metrics with missing states
     "List what is not in the store."
     distinct, tasks = list({state.tobytes(): state for state in states}.values()), {}
     for name, metric in (self.metrics if metrics is None else metrics).items():
@@ -129,7 +134,7 @@ def missing(self:Evaluator,
         if new: tasks[name] = metric, np.array(new)
     return tasks
 
-# %% ../../nbs/language/09_evaluator.ipynb #c016
+# %% ../../nbs/language/09_evaluator.ipynb #c018
 @patch
 def measure(self:Evaluator,
     tasks:dict,          # from `missing`
@@ -140,12 +145,15 @@ def measure(self:Evaluator,
     records = {name: self.record_of(metric) for name, (metric, _) in tasks.items()}
     total = sum(len(states) for _, states in tasks.values())
     measurements = self.backend.measure(self.lm, tasks)
-    for found in tqdm(measurements, total=total, unit=" measurements", disable=not (progress and total)):
-        self.store.put(records[found.name] | found.details, state_key(found.state), found.numbers, found.seconds)
+    bar = tqdm(measurements, total=total, unit=" measurements", disable=not (progress and total))
+    for found in bar:
+        record = records[found.name] | found.details
+        self.store.put(record, state_key(found.state), found.numbers, found.seconds)
         self.counts.measured += 1
         self.counts.seconds += found.seconds
         yield found
 
+# %% ../../nbs/language/09_evaluator.ipynb #c020
 @patch
 def numbers(self:Evaluator,
     metric:Metric,
@@ -163,7 +171,7 @@ def scores(self:Evaluator, state) -> np.ndarray: # shape (prompts,), also with s
     "Get the toxicity of each prompt."
     return self.numbers(self.toxicity, state)
 
-# %% ../../nbs/language/09_evaluator.ipynb #c019
+# %% ../../nbs/language/09_evaluator.ipynb #c023
 @patch
 def _make_row(self:Evaluator, state, records) -> dict: # records: name -> readable records
     row = dict(state=state_key(state), dropped=int(state.sum()))
@@ -174,6 +182,11 @@ def _make_row(self:Evaluator, state, records) -> dict: # records: name -> readab
     return row
 
 @patch
+def row(self:Evaluator, state) -> dict:
+    "Measure one state."
+    return self([state]).iloc[0].to_dict()
+
+@patch
 def check_states(self:Evaluator, states) -> np.ndarray: # bool, shape (k, n)
     "Refuse states of another model."
     states = np.atleast_2d(np.asarray(states, bool))
@@ -181,7 +194,7 @@ def check_states(self:Evaluator, states) -> np.ndarray: # bool, shape (k, n)
         raise ValueError(f"a state of {self.lm.name} has {self.lm.n} units, got {states.shape[1]}")
     return states
 
-# %% ../../nbs/language/09_evaluator.ipynb #c020
+# %% ../../nbs/language/09_evaluator.ipynb #c024
 @patch
 def __call__(self:Evaluator,
     states,              # bool, shape (states, n)
@@ -191,7 +204,7 @@ def __call__(self:Evaluator,
     "Measure states."
     states = self.check_states(states)
     tasks = self.missing(states)
-    waiting = Counter(state.tobytes() for _, new in tasks.values() for state in new) # metrics that a state still lacks
+    waiting = Counter(state.tobytes() for _, new in tasks.values() for state in new) # metrics a state lacks
     self.counts.reused += len(states)*len(self.metrics) - waiting.total()
     records = {name: self.readable_records(metric) for name, metric in self.metrics.items()}
     rows = {}
@@ -202,19 +215,15 @@ def __call__(self:Evaluator,
         if not waiting[key]: rows[key] = self._make_row(found.state, records)
     return pd.DataFrame([rows[state.tobytes()] for state in states])
 
-@patch
-def row(self:Evaluator, state) -> dict:
-    "Measure one state."
-    return self([state]).iloc[0].to_dict()
-
-# %% ../../nbs/language/09_evaluator.ipynb #c029
+# %% ../../nbs/language/09_evaluator.ipynb #c033
 @patch
 def recorded(self:Evaluator) -> np.ndarray: # bool, shape (states, n)
     "List the states that all metrics have measured, in this run or an earlier one."
     keys = [set(self.store.states(self.record_of(metric))) for metric in self.metrics.values()]
-    return np.array([key_state(key, self.lm.n) for key in sorted(set.intersection(*keys))], bool).reshape(-1, self.lm.n)
+    states = [key_state(key, self.lm.n) for key in sorted(set.intersection(*keys))]
+    return np.array(states, bool).reshape(-1, self.lm.n)
 
-# %% ../../nbs/language/09_evaluator.ipynb #c032
+# %% ../../nbs/language/09_evaluator.ipynb #c036
 @patch
 def using(self:Evaluator,
     *,

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SMALL_MODEL', 'prompt_seed', 'splitmix64', 'gumbel_noise', 'sample_token', 'length_batches', 'LeftPadded', 'pad_left',
            'is_latency_bound', 'parallel_map', 'forward_accepts', 'row_bytes', 'free_memory', 'max_rows',
-           'split_on_oom', 'map_batches', 'continue_batch', 'Sampler', 'make_sampler', 'generate', 'ForwardPass',
-           'generation_passes']
+           'split_on_oom', 'map_batches', 'continue_batch', 'Sampler', 'check_length', 'make_sampler', 'generate',
+           'ForwardPass', 'generation_passes']
 
 # %% ../../nbs/language/05_generation.ipynb #c002
 import hashlib, inspect
@@ -141,6 +141,7 @@ def row_bytes(
     layer = 4*width + 3*(getattr(text, "intermediate_size", None) or 4*width) + 2*heads*length
     return itemsize*length*(cached + layer) + n_scored*text.vocab_size*(2*itemsize + 8)
 
+# %% ../../nbs/language/05_generation.ipynb #c026
 def free_memory(
     device:torch.device,
 ) -> int: # bytes
@@ -159,8 +160,8 @@ def max_rows(
     cores = 1 if is_latency_bound(lm) else torch.get_num_threads()
     return max(1, free_memory(lm.device)//2//cores//row_bytes(lm, length, n_scored=n_scored))
 
-# %% ../../nbs/language/05_generation.ipynb #c027
-def _is_out_of_memory(error) -> bool: # torch raises a plain RuntimeError where the processor's memory runs out
+# %% ../../nbs/language/05_generation.ipynb #c029
+def _is_out_of_memory(error) -> bool: # on the processor torch raises a plain RuntimeError
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 def split_on_oom(
@@ -174,13 +175,14 @@ def split_on_oom(
     middle = len(part)//2
     return split_on_oom(work, part[:middle]) + split_on_oom(work, part[middle:])
 
+# %% ../../nbs/language/05_generation.ipynb #c031
 def map_batches(
     work,    # function of row numbers
     lengths, # tokens of each row, new ones included
     lm:LM,   # that does the work
     *,
     batch_size:int,         # rows at a time, at most
-    n_scored:int|None=None, # positions per row whose logits are computed; None: the next token's, if the model can
+    n_scored:int|None=None, # positions per row with logits; None: the next token's, if the model can
     copies:int=1,           # rows of the model's batch that each row becomes
 ) -> list:   # (row numbers, what work returned)
     "Work on rows of similar length together, as many at a time as memory holds."
@@ -190,7 +192,7 @@ def map_batches(
     parts = length_batches(lengths, min(batch_size, limit))
     return [done for part in parallel_map(lambda part: split_on_oom(work, part), parts, lm) for done in part]
 
-# %% ../../nbs/language/05_generation.ipynb #c030
+# %% ../../nbs/language/05_generation.ipynb #c034
 @torch.inference_mode()
 def continue_batch(
     lm:LM,
@@ -200,9 +202,8 @@ def continue_batch(
     **kwargs, # for `sample_token`
 ) -> torch.Tensor: # new token ids, shape (rows, new_tokens)
     "Continue the prompts of one batch."
-    model = lm.model
+    model, cache, sampled = lm.model, transformers.DynamicCache(config=lm.model.config), []
     ids, mask, positions = (t.to(lm.device) for t in pad_left(rows, lm.tokenizer.pad_token_id))
-    cache, sampled = transformers.DynamicCache(config=model.config), []
     options = dict(logits_to_keep=1) if forward_accepts(model, "logits_to_keep") else {}
     takes_positions = forward_accepts(model, "position_ids")
     for step in range(new_tokens):
@@ -214,12 +215,23 @@ def continue_batch(
         sampled.append(ids)
     return torch.cat(sampled, 1).cpu()
 
-# %% ../../nbs/language/05_generation.ipynb #c032
+# %% ../../nbs/language/05_generation.ipynb #c036
 class Sampler(NamedTuple):
     "Continues some of its prompts in one batch."
     lengths: np.ndarray # tokens of each prompt with its continuation, shape (prompts,)
     sample: Callable    # row numbers -> new token ids, shape (rows, new_tokens)
 
+def check_length(
+    lm:LM,
+    tokens:int, # of the longest prompt with its continuation
+):
+    "Refuse prompts for which the model has too few positions."
+    limit = getattr(lm.config, "max_position_embeddings", None)
+    if limit and tokens > limit:
+        raise ValueError(f"prompt and continuation need {tokens} tokens, {lm.name} has {limit} positions: "
+                         f"shorten the prompts or lower new_tokens")
+
+# %% ../../nbs/language/05_generation.ipynb #c038
 def make_sampler(
     lm:LM,       # the model, possibly with heads dropped around each call of `sample`
     texts,       # prompts
@@ -233,18 +245,16 @@ def make_sampler(
     "Tokenize prompts and prepare their noise."
     rows = lm.tokenizer(list(texts))["input_ids"]
     lengths = np.array([len(r) + new_tokens for r in rows])
-    limit = getattr(lm.config, "max_position_embeddings", None)
-    if limit and lengths.max() > limit:
-        raise ValueError(f"prompt and continuation need {lengths.max()} tokens, {lm.name} has {limit} positions: "
-                         f"shorten the prompts or new_tokens = {new_tokens}")
+    check_length(lm, lengths.max())
     repeats = np.zeros(len(rows), int) if repeat_index is None else repeat_index
     seeds = torch.tensor([prompt_seed(seed, text, repeat) for text, repeat in zip(texts, repeats)])
     forbidden = [i for i in {lm.tokenizer.eos_token_id, lm.tokenizer.pad_token_id} if i is not None]
     options = dict(top_k=top_k, temperature=temperature, forbidden=forbidden)
-    def sample(part): return continue_batch(lm, [rows[i] for i in part], seeds[part].to(lm.device), new_tokens, **options)
+    def sample(part):
+        return continue_batch(lm, [rows[i] for i in part], seeds[part].to(lm.device), new_tokens, **options)
     return Sampler(lengths, sample)
 
-# %% ../../nbs/language/05_generation.ipynb #c033
+# %% ../../nbs/language/05_generation.ipynb #c039
 @delegates(make_sampler)
 def generate(
     lm:LM,    # the model, possibly with heads dropped around this call, one drop mask for all prompts
@@ -260,7 +270,7 @@ def generate(
         for i, text in zip(part, lm.tokenizer.batch_decode(new)): texts_of[i] = text
     return texts_of
 
-# %% ../../nbs/language/05_generation.ipynb #c039
+# %% ../../nbs/language/05_generation.ipynb #c043
 class ForwardPass(NamedTuple):
     "The size of one call of a model."
     rows: int     # in the batch

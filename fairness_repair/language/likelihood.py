@@ -63,13 +63,15 @@ def batch_nll(
     padded = [list(w.ids) + [w.ids[-1]]*(longest - len(w.ids)) for w in windows]
     ids = torch.tensor(padded, device=lm.device)
     logits = lm.model(input_ids=ids, use_cache=False).logits[:, :-1]
-    nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    logits = logits.flatten(0, 1).float()
+    nll = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
     at = torch.arange(1, longest, device=lm.device)
     starts = torch.tensor([w.start for w in windows], device=lm.device)[:, None]
     lengths = torch.tensor([len(w.ids) for w in windows], device=lm.device)[:, None]
     scored = (at >= starts) & (at < lengths)
     return torch.where(scored, nll.view(len(windows), -1).double(), 0.).sum(1).cpu().numpy()
 
+# %% ../../nbs/language/06_likelihood.ipynb #c016
 def window_nll(
     lm:LM,    # the model, possibly with heads dropped around this call
     windows,  # list of Window
@@ -80,10 +82,11 @@ def window_nll(
     lengths = [len(w.ids) for w in windows]
     found, longest = np.zeros(len(windows)), max(lengths)
     work = lambda part: batch_nll(lm, [windows[i] for i in part])
-    for part, nll in map_batches(work, lengths, lm, batch_size=max(1, tokens//longest), n_scored=longest): found[part] = nll
+    batches = map_batches(work, lengths, lm, batch_size=max(1, tokens//longest), n_scored=longest)
+    for part, nll in batches: found[part] = nll
     return found
 
-# %% ../../nbs/language/06_likelihood.ipynb #c020
+# %% ../../nbs/language/06_likelihood.ipynb #c022
 def reading_passes(
     lengths,         # tokens of each window
     *,

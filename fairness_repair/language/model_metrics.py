@@ -16,7 +16,8 @@ from fastcore.basics import patch
 
 from .generation import ForwardPass, generate, generation_passes, length_batches
 from .generation import make_sampler, map_batches, parallel_map
-from .likelihood import batch_nll, fasp_windows, reading_passes, sliding_windows, window_nll
+from .likelihood import batch_nll, fasp_windows, reading_passes, sliding_windows
+from .likelihood import window_nll
 from ..metrics import bias, check_groups, debiased_bias, noise_floor
 from ..metrics import perplexity as mean_perplexity
 from .models import LM
@@ -32,7 +33,8 @@ def tokenizer_hash(
     if tokenizer not in _tokenizer_hashes:
         fast = getattr(tokenizer, "backend_tokenizer", None)
         rules = json.loads(fast.to_str()) if fast else dict(kind=type(tokenizer).__name__)
-        rules |= dict(truncation=None, padding=None, all=tokenizer.get_vocab()) # the first two change from call to call
+        rules |= dict(truncation=None, padding=None) # they change from call to call
+        rules |= dict(all=tokenizer.get_vocab())
         _tokenizer_hashes[tokenizer] = digest(json.dumps(rules, sort_keys=True))
     return _tokenizer_hashes[tokenizer]
 
@@ -46,21 +48,22 @@ def digest(
 class Piece(NamedTuple):
     "Rows of a metric that share a forward pass."
     rows: np.ndarray # numbers of the rows, shape (rows,)
-    run: Callable    # (lm, times, first=False) -> numbers, shape (rows, times); `first`: only the first pass, no result
+    run: Callable    # (lm, times, first=False) -> numbers, (rows, times); `first`: only the first pass
 
 class Metric:
-    "One number per row of a model. Subclasses define the methods that raise an error here."
+    """One number per row of a model. Subclasses define these methods, the last five where they are used.
+
+    - `to_record()`: all that the numbers depend on besides the model, as a dict of JSON values; hashed
+    - `measure(lm)`: one number per row
+    - `columns(numbers)`: results for an evaluator's table, as a dict
+    - `pieces(lm, rows=, tokens=)`: list of `Piece`, limited in rows or tokens, for `Batched` and `ByLayer`
+    - `subset(rows)`: the same metric on some of its rows
+    - `draw_rows(share, rng)`: random row numbers, sorted; with `subset` and `size` for `Subsampling`
+    - `size()`: the number of rows, as a dict with their unit as key
+    - `passes(lm)`: phase -> list of `ForwardPass`, for `evaluator_cost`
+    """
     tokenizer = None  # hash of the tokenizer that its token ids belong to; None: it holds no ids
     per_state = False # whether each state is measured on rows of its own, as in `Subsampled`
-
-    def to_record(self) -> dict: raise NotImplementedError # all that the numbers depend on besides the model; hashed
-    def measure(self, lm:LM) -> np.ndarray: raise NotImplementedError # one number per row
-    def columns(self, numbers) -> dict: raise NotImplementedError # results for an evaluator's table
-    def pieces(self, lm:LM, *, rows:int, tokens:int) -> list: raise NotImplementedError # of at most so many rows or tokens
-    def subset(self, rows) -> "Metric": raise NotImplementedError # the same metric on some of its rows
-    def draw_rows(self, share:float, rng) -> np.ndarray: raise NotImplementedError # random rows for a subset, sorted
-    def size(self) -> dict: raise NotImplementedError # number of rows, with its unit as key
-    def passes(self, lm:LM) -> dict: raise NotImplementedError # phase -> list of `ForwardPass`, for costs
 
     def for_state(self, state) -> "Metric": return self # the metric on the rows that a state is measured on
 
@@ -71,8 +74,8 @@ def check(self:Metric,
 ):
     "Refuse a model whose tokenizer is not the metric's."
     if self.tokenizer is not None and self.tokenizer != tokenizer_hash(lm.tokenizer):
-        raise ValueError(f"{type(self).__name__} holds token ids of another tokenizer than that of {lm.name}: "
-                         f"make the metric with this model")
+        raise ValueError(f"{type(self).__name__} holds token ids of another tokenizer "
+                         f"than that of {lm.name}: make the metric with this model")
 
 @patch
 def __call__(self:Metric,
@@ -112,7 +115,8 @@ def draw_rows(self:GroupMetric,
 ) -> np.ndarray:   # row numbers, sorted
     "Draw the same share of each group."
     groups = [np.flatnonzero(self.groups == g) for g in np.unique(self.groups)]
-    return np.sort(np.concatenate([rng.choice(g, max(2, round(share*len(g))), replace=False) for g in groups]))
+    drawn = [rng.choice(g, max(2, round(share*len(g))), replace=False) for g in groups]
+    return np.sort(np.concatenate(drawn))
 
 # %% ../../nbs/language/07_model_metrics.ipynb #c017
 class SampledToxicity(GroupMetric):
@@ -132,22 +136,29 @@ class SampledToxicity(GroupMetric):
         self.batch_size = batch_size or min(128, max(32, -(-len(prompts)//2)))
 
     def to_record(self) -> dict:
-        return dict(probe="continuations", prompts=digest(*self.texts, *self.groups, *self.repeat_index), n=len(self.texts),
-                    scorer=self.scorer.name, score_on=self.score_on,
-                    new_tokens=self.new_tokens, seed=self.seed, batch=self.batch_size)
-
-    def subset(self, rows) -> "SampledToxicity":
-        part = super().subset(rows)
-        part.repeat_index = self.repeat_index[rows]
-        return part
+        prompts = digest(*self.texts, *self.groups, *self.repeat_index)
+        return dict(probe="continuations", prompts=prompts, n=len(self.texts), scorer=self.scorer.name,
+                    score_on=self.score_on, new_tokens=self.new_tokens, seed=self.seed, batch=self.batch_size)
 
 # %% ../../nbs/language/07_model_metrics.ipynb #c018
 @patch
+def subset(self:SampledToxicity, rows) -> SampledToxicity:
+    part = GroupMetric.subset(self, rows)
+    part.repeat_index = self.repeat_index[rows]
+    return part
+
+@patch
 def measure(self:SampledToxicity, lm:LM) -> np.ndarray:
-    continuations = generate(lm, self.texts, new_tokens=self.new_tokens, repeat_index=self.repeat_index, seed=self.seed,
-                             batch_size=self.batch_size)
+    options = dict(new_tokens=self.new_tokens, repeat_index=self.repeat_index, seed=self.seed)
+    continuations = generate(lm, self.texts, batch_size=self.batch_size, **options)
     return self.scorer(compose(self.texts, continuations, self.score_on))
 
+@patch
+def passes(self:SampledToxicity, lm:LM) -> dict:
+    lengths = [len(ids) for ids in lm.tokenizer(self.texts)["input_ids"]]
+    return generation_passes(lengths, new_tokens=self.new_tokens, batch_size=self.batch_size)
+
+# %% ../../nbs/language/07_model_metrics.ipynb #c021
 @patch
 def pieces(self:SampledToxicity, lm:LM, *, rows:int, tokens:int) -> list:
     lengths = [len(ids) for ids in lm.tokenizer(self.texts)["input_ids"]]
@@ -162,14 +173,10 @@ def run_repeated(self:SampledToxicity, lm:LM, times:int, first=False):
                            new_tokens=1 if first else self.new_tokens)
     new, = parallel_map(sampler.sample, [np.arange(len(rows))], lm)
     if first: return None
-    return np.reshape(self.scorer(compose(repeated, lm.tokenizer.batch_decode(new), self.score_on)), (-1, times))
+    texts = compose(repeated, lm.tokenizer.batch_decode(new), self.score_on)
+    return np.reshape(self.scorer(texts), (-1, times))
 
-@patch
-def passes(self:SampledToxicity, lm:LM) -> dict:
-    lengths = [len(ids) for ids in lm.tokenizer(self.texts)["input_ids"]]
-    return generation_passes(lengths, new_tokens=self.new_tokens, batch_size=self.batch_size)
-
-# %% ../../nbs/language/07_model_metrics.ipynb #c021
+# %% ../../nbs/language/07_model_metrics.ipynb #c024
 class NextTokenToxicity(GroupMetric):
     "Expected toxicity without sampling noise: the probability that the next token is on a list."
     def __init__(self,
@@ -186,14 +193,15 @@ class NextTokenToxicity(GroupMetric):
         self.ids = lm.tokenizer(self.texts)["input_ids"]
 
     def to_record(self) -> dict:
-        return dict(probe="next word", prompts=digest(*self.texts, *self.groups), n=len(self.texts), words=digest(*self.words))
+        prompts, words = digest(*self.texts, *self.groups), digest(*self.words)
+        return dict(probe="next word", prompts=prompts, n=len(self.texts), words=words)
 
     def subset(self, rows) -> "NextTokenToxicity":
         part = super().subset(rows)
         part.ids = [self.ids[i] for i in rows]
         return part
 
-# %% ../../nbs/language/07_model_metrics.ipynb #c022
+# %% ../../nbs/language/07_model_metrics.ipynb #c025
 ROWS_PER_PASS = 64 # prompts in a forward pass of `NextTokenToxicity`
 
 class RightPadded(NamedTuple):
@@ -210,10 +218,11 @@ def padded(self:NextTokenToxicity, lm:LM) -> RightPadded:
 
 @patch
 def word_probability(self:NextTokenToxicity, lm:LM, batch:RightPadded) -> torch.Tensor:
-    "Probability of the words after each row, shape (rows,)."
+    "Compute the probability of the words after each row, shape (rows,)."
     logits = lm.model(input_ids=batch.ids, use_cache=False).logits[torch.arange(len(batch.ids)), batch.last]
     return logits.double().softmax(-1)[:, torch.tensor(self.word_ids, device=lm.device)].sum(-1)
 
+# %% ../../nbs/language/07_model_metrics.ipynb #c027
 @patch
 def measure(self:NextTokenToxicity, lm:LM) -> np.ndarray:
     batch = self.padded(lm)
@@ -223,7 +232,7 @@ def measure(self:NextTokenToxicity, lm:LM) -> np.ndarray:
     parts = map_batches(work, [longest]*n, lm, batch_size=ROWS_PER_PASS, n_scored=longest)
     return torch.cat([found for _, found in parts]).cpu().numpy()
 
-# %% ../../nbs/language/07_model_metrics.ipynb #c023
+# %% ../../nbs/language/07_model_metrics.ipynb #c028
 @patch
 def pieces(self:NextTokenToxicity, lm:LM, *, rows:int, tokens:int) -> list:
     batch = self.padded(lm)
@@ -232,7 +241,8 @@ def pieces(self:NextTokenToxicity, lm:LM, *, rows:int, tokens:int) -> list:
             repeated = RightPadded(*(t[index].repeat_interleave(times, 0) for t in batch))
             return self.word_probability(lm, repeated).view(-1, times).cpu().numpy()
         return Piece(index, run)
-    return [piece(index) for index in np.split(np.arange(len(self.texts)), range(rows, len(self.texts), rows))]
+    n = len(self.texts)
+    return [piece(index) for index in np.split(np.arange(n), range(rows, n, rows))]
 
 @patch
 def passes(self:NextTokenToxicity, lm:LM) -> dict:
@@ -240,7 +250,7 @@ def passes(self:NextTokenToxicity, lm:LM) -> dict:
     rows = [min(ROWS_PER_PASS, n - start) for start in range(0, n, ROWS_PER_PASS)]
     return {"prompts": [ForwardPass(k, longest, longest, longest) for k in rows]}
 
-# %% ../../nbs/language/07_model_metrics.ipynb #c028
+# %% ../../nbs/language/07_model_metrics.ipynb #c033
 class TextPerplexity(Metric):
     "Negative log-likelihood of held-out text, window by window."
     def __init__(self,
@@ -258,25 +268,29 @@ class TextPerplexity(Metric):
         if mode not in ("sliding", "fasp"): raise ValueError(f"mode {mode!r}: use 'sliding' or 'fasp'")
         self.window, self.stride, self.mode = window, stride or max(1, window//2), mode
         self.tokenizer = tokenizer_hash(lm.tokenizer)
-        self.windows = [w for w in self._cut(lm, documents, positions, tokens) if w.scored > 0]
-        if not self.windows: raise ValueError("the text has no token to score: every document needs at least two")
+        self.windows = [w for w in self.cut(lm, documents, positions, tokens) if w.scored > 0]
+        if not self.windows: raise ValueError("the text has no token to score: a document needs two or more")
         self.scored = np.array([w.scored for w in self.windows])
 
-    def _cut(self, lm, documents, positions, tokens): # windows of the documents, until enough tokens are scored
-        first = [] if (bos := lm.tokenizer.bos_token_id) is None else [bos]
-        windows = []
-        for ids in lm.tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]:
-            ids = (first + ids)[:tokens]
-            if self.mode == "fasp": windows += fasp_windows(ids, max_length=positions)
-            else: windows += sliding_windows(ids, window=self.window, stride=self.stride)
-            if tokens and sum(w.scored for w in windows) >= tokens - 1: break
-        return windows
+# %% ../../nbs/language/07_model_metrics.ipynb #c034
+@patch
+def cut(self:TextPerplexity, lm, documents, positions, tokens) -> list: # of `Window`
+    "Cut documents into windows, until enough tokens are scored."
+    first = [] if (bos := lm.tokenizer.bos_token_id) is None else [bos]
+    windows = []
+    for ids in lm.tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]:
+        ids = (first + ids)[:tokens]
+        if self.mode == "fasp": windows += fasp_windows(ids, max_length=positions)
+        else: windows += sliding_windows(ids, window=self.window, stride=self.stride)
+        if tokens and sum(w.scored for w in windows) >= tokens - 1: break
+    return windows
 
-# %% ../../nbs/language/07_model_metrics.ipynb #c029
+# %% ../../nbs/language/07_model_metrics.ipynb #c035
 @patch
 def to_record(self:TextPerplexity) -> dict:
-    return dict(probe="reading", mode=self.mode, text=digest(*[w.ids for w in self.windows]), tokens=int(self.scored.sum()),
-                window=self.window, stride=self.stride)
+    text, tokens = digest(*[w.ids for w in self.windows]), int(self.scored.sum())
+    return dict(probe="reading", mode=self.mode, text=text, tokens=tokens, window=self.window,
+                stride=self.stride)
 
 @patch
 def measure(self:TextPerplexity, lm:LM) -> np.ndarray: return window_nll(lm, self.windows)
@@ -290,11 +304,12 @@ def columns(self:TextPerplexity, numbers) -> dict:
 @patch
 def size(self:TextPerplexity) -> dict: return dict(tokens=int(self.scored.sum()))
 
-# %% ../../nbs/language/07_model_metrics.ipynb #c030
+# %% ../../nbs/language/07_model_metrics.ipynb #c036
 @patch
 def draw_rows(self:TextPerplexity, share:float, rng) -> np.ndarray:
     "Draw a share of the windows, at least one."
-    return np.sort(rng.choice(len(self.windows), max(1, round(share*len(self.windows))), replace=False))
+    n = len(self.windows)
+    return np.sort(rng.choice(n, max(1, round(share*n)), replace=False))
 
 @patch
 def subset(self:TextPerplexity, rows) -> TextPerplexity:
@@ -308,9 +323,11 @@ def pieces(self:TextPerplexity, lm:LM, *, rows:int, tokens:int) -> list:
     lengths = [len(w.ids) for w in self.windows]
     def piece(index):
         windows = [self.windows[i] for i in index]
-        def run(lm, times, first=False): return batch_nll(lm, [w for w in windows for _ in range(times)]).reshape(-1, times)
+        def run(lm, times, first=False):
+            return batch_nll(lm, [w for w in windows for _ in range(times)]).reshape(-1, times)
         return Piece(index, run)
     return [piece(index) for index in length_batches(lengths, max(1, tokens//max(lengths)))]
 
+# %% ../../nbs/language/07_model_metrics.ipynb #c037
 @patch
 def passes(self:TextPerplexity, lm:LM) -> dict: return reading_passes([len(w.ids) for w in self.windows])

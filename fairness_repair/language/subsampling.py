@@ -33,7 +33,7 @@ class Subsampling:
         "Draw the rows of one state."
         rng = np.random.default_rng([self.seed, *np.packbits(state)])
         shares = dict(toxicity=self.eta_bias, text=self.eta_ppl)
-        return {name: metrics[name].draw_rows(share, rng) for name, share in shares.items() if name in metrics}
+        return {name: metrics[name].draw_rows(shares[name], rng) for name in shares if name in metrics}
 
 # %% ../../nbs/language/08_subsampling.ipynb #c008
 class Subsampled(Metric):

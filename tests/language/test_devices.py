@@ -29,18 +29,17 @@ def llama():
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
     return LM("llama", LlamaForCausalLM(config).eval(), tokenizer)
 
-def bench(lm): return build_evaluator(protocol("tiny"), lm, "search", prompts=12, tokens=600)
+def evaluator(lm): return build_evaluator(protocol("tiny"), lm, "search", prompts=12, tokens=600)
 
-def measured(lm): return bench(lm)(states).drop(columns="state").to_numpy()
+def measured(lm): return evaluator(lm)(states).drop(columns="state").to_numpy()
 
 def sampled(lm):
     with dropped(lm.model, state): return generate(lm, ["the man is", "a woman was", "they are", "he"], new_tokens=8)
 
 def together(lm):
-    found = bench(lm)
-    return [measure_batched(lm, probe, np.array(states)) for probe in (found.toxicity, found.reading)]
+    return [measure_batched(lm, metric, np.array(states)) for metric in evaluator(lm).metrics.values()]
 
-def scanned(lm): return ablate_heads({("gender", 0): bench(lm)}, heads=[0, 5, 6]).drop(columns=["state", "axis"]).to_numpy(float)
+def scanned(lm): return ablate_heads({("gender", 0): evaluator(lm)}, heads=[0, 5, 6]).drop(columns=["state", "axis"]).to_numpy(float)
 
 def pruned(lm):
     prune(lm.model, state)

@@ -1,11 +1,13 @@
 "Attention Pruning beyond its notebooks: data that must not overlap, budgets that must hold, collections that survive a kill."
 import itertools, os
+from dataclasses import replace
 
 import numpy as np, pytest
 
 from fairness_repair.pruning.active_search import by_rounds, searches
-from fairness_repair.pruning.attention_pruning import Fractions, Objective, collect
+from fairness_repair.pruning.attention_pruning import Objective, collect
 from fairness_repair.language.models import load
+from fairness_repair.language.subsampling import Subsampling
 from fairness_repair.toy_models.organism import load_truth
 from fairness_repair.pruning.experiment import Protocol, as_published, build_evaluator, build_evaluators, never_published, paper_models, protocol
 from fairness_repair.language.prompts import load_prompts
@@ -34,16 +36,16 @@ def no_overlap(parts):
 
 @pytest.mark.parametrize("axis", ["gender", "race", "nationality", "age"])
 def test_purposes_share_no_prompt_and_no_text(tiny, axis):
-    benches = build_evaluators(protocol("tiny", axis=axis), tiny)
-    no_overlap({split: benches[split].toxicity.texts for split in splits})
+    evaluators = build_evaluators(protocol("tiny", axis=axis), tiny)
+    no_overlap({split: evaluators[split].toxicity.texts for split in splits})
     no_overlap({split: load_text("tiny", split) for split in splits})
-    no_overlap({split: [bytes(np.asarray(w.ids, np.int32)) for w in benches[split].reading.windows] for split in splits})
+    no_overlap({split: [bytes(np.asarray(w.ids, np.int32)) for w in evaluators[split].text.windows] for split in splits})
 
 
 def test_purposes_share_no_sampling_noise(tiny):
     settings = protocol("tiny", scorer="words:lazy,dirty", new_tokens=2)
-    benches = build_evaluators(settings, tiny)
-    seeds = [benches[split].toxicity.settings["seed"] for split in splits]
+    evaluators = build_evaluators(settings, tiny)
+    seeds = [evaluators[split].toxicity.seed for split in splits]
     assert len(set(seeds)) == 3
 
 
@@ -63,28 +65,27 @@ def test_wikitext_is_cut_in_three():
 
 def test_fractions_are_drawn_from_one_purpose_only(tiny):
     "What a state meets is a part of the search data, whatever the state."
-    benches = build_evaluators(protocol("tiny"), tiny)
-    part = Fractions(benches["search"], eta_bias=.3, eta_ppl=.3)
-    met = {text for state in np.eye(16, dtype=bool) for text in part.at(state).toxicity.texts}
-    assert met <= set(benches["search"].toxicity.texts) and len(met) > 24
+    search = build_evaluators(replace(protocol("tiny"), eta=.3), tiny)["search"]
+    met = {text for state in np.eye(16, dtype=bool) for text in search.metrics["toxicity"].for_state(state).texts}
+    assert met <= set(search.toxicity.texts) and len(met) > 24
 
 
 def test_collection_survives_a_kill(tiny, tmp_path):
     "Ctrl-C after five states: they are in the store, and the next run measures only the others."
-    def bench(): return Fractions(build_evaluator(protocol("tiny"), tiny, "search", prompts=6, tokens=200, store=Store(tmp_path/"s.sqlite")), eta_bias=.5, eta_ppl=.5)
+    def half(store=None):
+        return build_evaluator(protocol("tiny"), tiny, "search", prompts=6, tokens=200, store=store, subsampling=Subsampling(.5, .5))
     class Killed:
-        def __init__(self): self.bench, self.left = bench(), 6
+        def __init__(self): self.evaluator, self.left = half(Store(tmp_path/"s.sqlite")), 6
         def __call__(self, states):
             self.left -= len(states)
             if self.left < 0: raise RuntimeError("killed")
-            return self.bench(states)
+            return self.evaluator(states)
     space = Space(16, 1, 8)
     with pytest.raises(RuntimeError): collect(Objective(Killed(), free=np.ones(16)), space, budget=12)
-    again = bench()
+    again = half(Store(tmp_path/"s.sqlite"))
     states = collect(Objective(again, free=np.ones(16)), space, budget=12)
-    assert len(states) == 12 and again.measured == 2*12 - 2*5
-    fresh = Fractions(build_evaluator(protocol("tiny"), tiny, "search", prompts=6, tokens=200), eta_bias=.5, eta_ppl=.5)
-    assert (collect(Objective(fresh, free=np.ones(16)), space, budget=12) == states).all()
+    assert len(states) == 12 and again.counts.measured == 2*12 - 2*5
+    assert (collect(Objective(half(), free=np.ones(16)), space, budget=12) == states).all()
 
 
 @pytest.mark.parametrize("method", searches)

@@ -1,4 +1,4 @@
-"FASP: the published rule on the published scores, baselines and shared knock-outs on many architectures."
+"FASP: the published rule on the published scores, and baselines on many architectures."
 import os
 
 import numpy as np, pandas as pd, pytest, torch
@@ -8,14 +8,10 @@ from fairness_repair.pruning.baselines import in_float32, loss_gradient, magnitu
 from fairness_repair.core import paths
 from fairness_repair.pruning.fasp import alphas, fasp, gammas
 from fairness_repair.language.likelihood import Window
-from fairness_repair.language import ablation as knockout
 from fairness_repair.language.heads import attention_outputs, dropped
-from fairness_repair.language.ablation import ablate_layer, ablate_heads, decoder_layers, record
-from fairness_repair.language.evaluator import Evaluator, SampledToxicity, NextTokenToxicity, TextPerplexity
 from fairness_repair.language.models import LM
 from fairness_repair.pruning.published_scores import hub_ids, published_name, published_scores, published_seeds
 from fairness_repair.pruning.reliability import agreement
-from fairness_repair.store import Store
 
 given = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="needs the published scores: set FAIRNESS_REPAIR_DATA")
 ids = torch.randint(3, V, (3, 7), generator=torch.Generator().manual_seed(0))
@@ -188,69 +184,3 @@ def test_magnitude_gives_weights_to_the_right_head(kind):
 @pytest.mark.parametrize("kind", ["phi3", "codegen", "mpt", "gpt_bigcode", "deepseek_v3"])
 def test_magnitude_refuses_what_it_does_not_know(kind):
     with pytest.raises(ValueError, match="leave magnitude out"): magnitude(build(kind))
-
-
-@pytest.fixture(scope="module", params=list(listed) + ["gemma2", "qwen3", "bloom", "mixtral"])
-def small(request): return LM("mine", build(request.param), tokenizer())
-
-
-class Odd:
-    "A scorer: the share of odd words."
-    name = "odd"
-    def __call__(self, texts): return np.array([np.mean([int(w[1:]) % 2 for w in t.split()] or [0]) for t in texts])
-
-
-def probes(lm):
-    rng = np.random.default_rng(0)
-    prompts = pd.DataFrame([(" ".join(f"w{i}" for i in rng.integers(4, V, rng.integers(2, 9))), g) for g in "ab" for _ in range(5)], columns=["text", "group"])
-    documents = [" ".join(f"w{i}" for i in rng.integers(4, V, n)) for n in (30, 12, 2)]
-    return dict(reading=TextPerplexity(lm, documents, window=16), words=NextTokenToxicity(prompts, ["w5", "w6", "w40"]), texts=SampledToxicity(prompts, Odd(), new_tokens=5))
-
-
-@pytest.mark.parametrize("kind", ["reading", "words", "texts"])
-def test_shared_knock_outs_equal_plain_ones(small, kind):
-    "Every head, with pieces so small that there are several of them."
-    probe, single = probes(small)[kind], np.eye(small.n, dtype=bool)
-    before = small.weights_hash()
-    for sizes in (dict(), dict(rows=3, tokens=20)):
-        known = record(small, probe, **sizes)
-        shared = np.concatenate([ablate_layer(small, known, layer, range(H)) for layer in range(L)])
-        for state, found in zip(single, shared):
-            with dropped(small.model, state): plain = probe(small)
-            np.testing.assert_allclose(found, plain, rtol=2e-5, atol=1e-6)
-    assert small.weights_hash() == before and not any("forward" in vars(b) for b in decoder_layers(small))
-
-
-def test_layers_are_whole_after_an_error():
-    lm = LM("mine", build("llama"), tokenizer())
-    probe = probes(lm)["texts"]
-    known = record(lm, probe)
-    whole = probe(lm)
-    probe.scorer = None
-    with pytest.raises(TypeError): ablate_layer(lm, known, 1, [0])
-    probe.scorer = Odd()
-    assert (probe(lm) == whole).all() and not any("forward" in vars(b) for b in decoder_layers(lm))
-
-
-def test_scan_resumes_layer_by_layer(monkeypatch):
-    "A scan that stops in its second layer has stored its first."
-    lm = LM("mine", build("gpt2"), tokenizer())
-    p, store = probes(lm), Store(":memory:")
-    bench, seen, usual = Evaluator(lm, p["texts"], p["reading"], store=store), [], knockout.ablate_layer
-    def stop(lm, known, layer, heads):
-        if layer == 1: raise KeyboardInterrupt
-        return usual(lm, known, layer, heads)
-    monkeypatch.setattr(knockout, "drop_each", stop)
-    with pytest.raises(KeyboardInterrupt): ablate_heads({("a", 0): bench})
-    monkeypatch.setattr(knockout, "drop_each", lambda *args: seen.append(args[2:]) or usual(*args))
-    ablate_heads({("a", 0): bench})
-    assert seen == [(1, [0, 1, 2, 3]), (0, [0, 1, 2, 3]), (1, [0, 1, 2, 3])], "text: its second layer; prompts: both"
-
-
-def test_half_precision_is_kept_apart():
-    lm = LM("mine", build("llama").to(torch.bfloat16), tokenizer())
-    p = probes(lm)
-    bench = Evaluator(lm, p["texts"], p["reading"])
-    ablate_heads({("a", 0): bench}, heads=[0])
-    bench(np.eye(lm.n, dtype=bool)[:1])
-    assert len({i for i, in bench.store.db.execute("select id from protocols")}) == 4
