@@ -1,8 +1,8 @@
 "The cost model's counts against real modules of several families."
 import numpy as np, pytest, torch
 from torch import nn
-from transformers import (AutoModelForCausalLM, BloomConfig, GPT2Config, GPTJConfig, GPTNeoConfig, GPTNeoXConfig,
-                          LlamaConfig, OPTConfig, Qwen2Config)
+from transformers import (AutoModelForCausalLM, BloomConfig, GPT2Config, GPTJConfig, GPTNeoConfig,
+                          GPTNeoXConfig, LlamaConfig, OPTConfig, Qwen2Config)
 from transformers.pytorch_utils import Conv1D
 
 from fairness_repair.language.costs import Machine, evaluator_cost, forward_cost, model_size, seconds
@@ -18,8 +18,8 @@ new = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_siz
 gated = new | dict(intermediate_size=64, num_key_value_heads=2)
 configs = {
     "gpt2": GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=50, n_positions=64),
-    "gpt-neo": GPTNeoConfig(hidden_size=32, num_layers=2, num_heads=4, vocab_size=50, max_position_embeddings=64,
-                            attention_types=[[["global", "local"], 1]]),
+    "gpt-neo": GPTNeoConfig(hidden_size=32, num_layers=2, num_heads=4, vocab_size=50,
+                            max_position_embeddings=64, attention_types=[[["global", "local"], 1]]),
     "gpt-j": GPTJConfig(n_embd=32, n_layer=2, n_head=4, rotary_dim=4, vocab_size=50, n_positions=64),
     "gpt-neox": GPTNeoXConfig(intermediate_size=64, **new),
     "opt": OPTConfig(ffn_dim=64, word_embed_proj_dim=32, **new),
@@ -35,7 +35,8 @@ def test_products_are_those_of_a_real_forward_pass(family):
     def count(m, x, y): counted.append(2*m.weight.numel()*x[0].numel()//x[0].shape[-1])
     for m in model.modules():
         if isinstance(m, (nn.Linear, Conv1D)): m.register_forward_hook(count)
-    with torch.inference_mode(): cache = model(torch.zeros(3, 7, dtype=torch.long), use_cache=True).past_key_values
+    ids = torch.zeros(3, 7, dtype=torch.long)
+    with torch.inference_mode(): cache = model(input_ids=ids, use_cache=True).past_key_values
     size = model_size(config)
     attention = 4*3*7*7*size.attended
     assert forward_cost(size, ForwardPass(3, 7, 7, 7))[0] - attention == sum(counted)

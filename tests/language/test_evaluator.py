@@ -154,7 +154,8 @@ def test_a_second_tokenizer_would_give_wrong_numbers_and_is_refused(lm, metrics)
     "The ids of one tokenizer are other words for the second: numbers without meaning, and no error."
     other, prompts = swapped(lm), sample_prompts(load_prompts("tiny", "gender")["search"], 4)
     exact, text = metrics["exact"]
-    refused = pytest.raises(ValueError, match="another tokenizer than that of swapped: make the metric with this model")
+    message = "another tokenizer than that of swapped: make the metric with this model"
+    refused = pytest.raises(ValueError, match=message)
     with refused: Evaluator(other, exact, text)
     for metric in (exact, text):
         with refused: metric(other)

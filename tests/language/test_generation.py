@@ -84,8 +84,8 @@ from fairness_repair.language.likelihood import Window, window_nll
 from fairness_repair.language.models import LM, load
 torch.set_num_threads(1)
 configs = dict(gpt2=GPT2Config(n_layer=2, n_embd=256, n_head=8, vocab_size=40000, n_positions=128),
-               llama=LlamaConfig(num_hidden_layers=4, hidden_size=384, intermediate_size=1024, num_attention_heads=6,
-                                 num_key_value_heads=3, vocab_size=32000))
+               llama=LlamaConfig(num_hidden_layers=4, hidden_size=384, intermediate_size=1024,
+                                 num_attention_heads=6, num_key_value_heads=3, vocab_size=32000))
 lm = LM("x", AutoModelForCausalLM.from_config(configs[sys.argv[1]]).eval(), load("tiny").tokenizer)
 def peak(): # of this program; getrusage also counts the one that started it
     return 1024*int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
