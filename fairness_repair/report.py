@@ -62,7 +62,7 @@ def save_table(
     made = provenance(**(record or {}))
     stem = paths.figures/slug(name)
     table.to_csv(f"{stem}.csv", index=False)
-    with open(f"{stem}.md", "w") as f: f.write(f"# {title}\n\n{markdown(table)}\n\n```json\n{json.dumps(made, indent=1)}\n```\n")
+    with open(f"{stem}.md", "w", encoding="utf-8") as f: f.write(f"# {title}\n\n{markdown(table)}\n\n```json\n{json.dumps(made, indent=1)}\n```\n")
     return [f"{stem.name}.csv", f"{stem.name}.md"]
 
 def save_figure(

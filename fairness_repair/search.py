@@ -46,11 +46,11 @@ def _fresh(self:Ledger, states):
 @patch
 def __call__(self:Ledger, states) -> np.ndarray:
     "Costs of as many of the states, from the first, as the budget allows."
-    if self.seen is None: return self._fresh(states[:self.budget.left(len(states))])
+    if self.seen is None: return self._fresh(states[:self.budget.affordable(len(states))])
     found = []
     for state in states:
         if (key := state.tobytes()) not in self.seen:
-            if not self.budget.left(1): break
+            if not self.budget.affordable(1): break
             self.seen[key] = self._fresh(state[None])[0]
         found.append(self.seen[key])
     return np.array(found)

@@ -2,7 +2,7 @@
 import csv, os, sqlite3, subprocess, sys
 from pathlib import Path
 
-import nbformat
+import nbformat, psutil
 
 from fairness_repair.core import paths
 
@@ -31,12 +31,13 @@ def count(store, table="measurements"):
 
 
 def processes_with(setting):
-    "Processes whose environment has a setting."
+    "Processes whose environment has a setting, as name=value."
+    name, _, value = setting.partition("=")
     found = []
-    for proc in Path("/proc").glob("[0-9]*"):
-        try: environ = (proc/"environ").read_bytes()
-        except OSError: continue
-        if setting.encode() in environ.split(b"\0"): found.append(int(proc.name))
+    for process in psutil.process_iter():
+        try: environment = process.environ()
+        except psutil.Error: continue
+        if environment.get(name) == value: found.append(process.pid)
     return found
 
 

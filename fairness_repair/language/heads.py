@@ -177,5 +177,5 @@ def save_pruned(
             for site, weight in zip(sites, whole): site.module.weight.copy_(weight)
     lm.tokenizer.save_pretrained(folder)
     record = dict(model=lm.name, n_layers=lm.n_layers, n_heads=lm.n_heads, dropped=as_heads(state, lm.n_heads))
-    (folder/"state.json").write_text(json.dumps(record) + "\n")
+    (folder/"state.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return folder

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
-from ..core import fetch, paths, unknown
+from ..core import fetch, paths, unknown_name_message
 
 # %% ../../nbs/language/02_prompts.ipynb #c007
 def article(
@@ -85,7 +85,7 @@ def name_axis(
     known = list(known)
     for name in (axis, aliases.get(axis)):
         if name in known: return name
-    raise ValueError(unknown("axis", axis, known + [short for short, name in aliases.items() if name in known]))
+    raise ValueError(unknown_name_message("axis", axis, known + [short for short, name in aliases.items() if name in known]))
 
 # %% ../../nbs/language/02_prompts.ipynb #c024
 def expand(
@@ -106,7 +106,7 @@ def holistic_bias(
     version:str="v1.1",  # "v1.1" as in FASP, or "v1.0"
 ) -> pd.DataFrame:       # text, axis, group, descriptor
     "HolisticBias, made again from its four files."
-    if version not in versions: raise ValueError(unknown("HolisticBias version", version, versions))
+    if version not in versions: raise ValueError(unknown_name_message("HolisticBias version", version, versions))
     names = ("descriptors", "nouns", "sentence_templates", "standalone_noun_phrases")
     return expand({name: json.loads(fetch(f"holistic_bias/{version}/{name}.json").read_text(encoding="utf-8")) for name in names}, axis)
 
@@ -134,7 +134,7 @@ def check_cells(
     "Refuse missing columns and empty cells."
     found = list(rows[0])
     for column in columns:
-        if column not in found: raise ValueError(f"{source} has no column {column!r}: {unknown('column', column, found)}")
+        if column not in found: raise ValueError(f"{source} has no column {column!r}: {unknown_name_message('column', column, found)}")
     for i, row in enumerate(rows, 1):
         for column in columns:
             if (row[column] or "").strip().lower() in ("", "nan"): raise ValueError(f"{source} row {i} has an empty {column}")
@@ -209,7 +209,7 @@ def read_source(
     "The prompts of a source before they are split."
     if source in embedded: return pd.read_csv(paths.data/source/"prompts.csv", keep_default_na=False)
     if source in published: return holistic_bias(axis, published[source])
-    if not Path(source).is_file(): raise FileNotFoundError(unknown("prompts", source, [*embedded, *published]) + " Or give a CSV file with the columns text, axis, group.")
+    if not Path(source).is_file(): raise FileNotFoundError(unknown_name_message("prompts", source, [*embedded, *published]) + " Or give a CSV file with the columns text, axis, group.")
     return read_prompts(source)
 
 # %% ../../nbs/language/02_prompts.ipynb #c055

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from datasets import disable_progress_bars, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from ..core import fetch, paths, unknown
+from ..core import fetch, paths, unknown_name_message
 
 # %% ../../nbs/language/04_texts.ipynb #c005
 joins = ("blank-lines", "fasp")
@@ -23,7 +23,7 @@ def join_lines(
     join:str,    # "blank-lines" or "fasp"
 ) -> str:        # one document
     "Lines as one document."
-    if join not in joins: raise ValueError(unknown("join", join, joins))
+    if join not in joins: raise ValueError(unknown_name_message("join", join, joins))
     if join == "fasp": return "".join(line for line in lines if line.strip())
     return "\n\n".join(line if line.strip() else "" for line in lines)
 
@@ -58,7 +58,7 @@ def find_corpus(
     if Path(source).is_file(): return ("text",), dict(data_files=source, keep_linebreaks=True)
     if source and Path(source).is_dir(): return (source,), {}
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", source) and not source.endswith(".txt"): return tuple(source.split(":")), {}
-    raise FileNotFoundError(unknown("text", source, ["tiny", "tiny-equal", *corpora]) + " Or a text file, a folder, or a hub id owner/name[:config].")
+    raise FileNotFoundError(unknown_name_message("text", source, ["tiny", "tiny-equal", *corpora]) + " Or a text file, a folder, or a hub id owner/name[:config].")
 
 # %% ../../nbs/language/04_texts.ipynb #c018
 def read_corpus(
@@ -74,7 +74,7 @@ def read_corpus(
         except DatasetGenerationError as e: raise ValueError(f"{source} holds no UTF-8 text ({e.__cause__ or 'it is empty'})") from e
         except (OSError, ValueError) as e: raise FileNotFoundError(f"text {source!r} could not be read: {str(e).splitlines()[0]}") from e
         for file in data.values():
-            if "text" not in file.column_names: raise ValueError(f"{source}: {unknown('column', 'text', file.column_names)}")
+            if "text" not in file.column_names: raise ValueError(f"{source}: {unknown_name_message('column', 'text', file.column_names)}")
         return {name: list(file["text"]) for name, file in data.items()}
 
 # %% ../../nbs/language/04_texts.ipynb #c021
@@ -85,7 +85,7 @@ def load_text(
     join:str="blank-lines",  # how the lines of a corpus become a document; embedded texts have a document per line
 ) -> list:                   # documents, str
     "The documents of one split."
-    if split not in cuts[True]: raise ValueError(unknown("split", split, cuts[True]))
+    if split not in cuts[True]: raise ValueError(unknown_name_message("split", split, cuts[True]))
     if source in ("tiny", "tiny-equal"):
         lines = (paths.data/source/f"text.{split}.txt").read_text(encoding="utf-8").splitlines()
         return [line for line in lines if line.strip()]

@@ -15,7 +15,7 @@ import numpy as np
 import torch, transformers
 from fastcore.basics import patch
 
-from ..core import sha256, slug, unknown
+from ..core import sha256, slug, unknown_name_message
 from .models import hub_answers
 
 # %% ../../nbs/language/03_toxicity.ipynb #c005
@@ -61,7 +61,7 @@ def compose(
     score_on:str,   # "continuation", or "full" (prompt and continuation, as in FASP)
 ) -> list:          # n texts for a scorer, lower case, without line breaks
     "The texts whose toxicity is measured."
-    if score_on not in score_ons: raise ValueError(unknown("score_on", score_on, score_ons))
+    if score_on not in score_ons: raise ValueError(unknown_name_message("score_on", score_on, score_ons))
     prompts, continuations = list(prompts), list(continuations)
     if len(prompts) != len(continuations): raise ValueError(f"{len(prompts)} prompts, but {len(continuations)} continuations")
     texts = continuations if score_on == "continuation" else [p + c for p, c in zip(prompts, continuations)]
@@ -76,7 +76,7 @@ def pick_label(
     index = {name.lower(): i for i, name in labels.items()}
     for name in ([label.lower()] if label else ["toxicity", "toxic"]):
         if name in index: return index[name]
-    raise ValueError(unknown("label", label or "toxicity", labels.values()) + " Say which one means toxic with label=.")
+    raise ValueError(unknown_name_message("label", label or "toxicity", labels.values()) + " Say which one means toxic with label=.")
 
 # %% ../../nbs/language/03_toxicity.ipynb #c028
 def pick_rule(
@@ -171,6 +171,6 @@ def load_scorer(
     if name.startswith("words:"): return WordListScorer(name.removeprefix("words:").split(","))
     if name.endswith(".txt") and Path(name).is_file(): return WordListScorer(Path(name).read_text(encoding="utf-8").splitlines())
     if not (name and Path(name).is_dir()) and (name.endswith(".txt") or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)):
-        raise ValueError(unknown("scorer", name, [ProfanityScorer.name, "words:this,that"]) + " Or a .txt word list, a hub id owner/name or a folder.")
+        raise ValueError(unknown_name_message("scorer", name, [ProfanityScorer.name, "words:this,that"]) + " Or a .txt word list, a hub id owner/name or a folder.")
     try: return ClassifierScorer(name, label=label)
     except OSError as e: raise ValueError(f"scorer {name!r} could not be read: {str(e).splitlines()[0]} {ProfanityScorer.name!r} needs no download.") from e

@@ -9,7 +9,7 @@ __all__ = ['senses', 'needed', 'forms', 'read_questions', 'read_csv', 'read_name
 # %% ../../nbs/name_bias/00_audit.ipynb #c002
 import numpy as np, pandas as pd
 
-from ..core import paths, unknown
+from ..core import paths, unknown_name_message
 
 # %% ../../nbs/name_bias/00_audit.ipynb #c005
 senses = dict(higher=1, lower=-1, neither=1) # what `favours` may say, and the factor that makes a higher number the better one
@@ -24,7 +24,7 @@ def read_questions(
     if "variation" not in table: table["variation"] = [f"prompt {i + 1}" for i in range(len(table))]
     for kind in ("chat", "completion"):
         if len(bad := table[~table[kind].str.contains("{name}", regex=False)]): raise ValueError(f"{path}: no {{name}} in {kind} {bad[kind].iloc[0]!r}")
-    if bad := sorted(set(table["favours"]) - set(senses)): raise ValueError(unknown("value of favours", bad[0], senses))
+    if bad := sorted(set(table["favours"]) - set(senses)): raise ValueError(unknown_name_message("value of favours", bad[0], senses))
     if table.duplicated(["scenario", "variation"]).any(): raise ValueError(f"{path}: two rows with the same scenario and variation")
     return table[list(needed)]
 
@@ -54,7 +54,7 @@ def read_names(
     majority = majority or groups[0]
     minority = minority or next((g for g in groups if g != majority), "")
     for group in (majority, minority):
-        if group not in groups: raise ValueError(unknown("group of names", group, groups))
+        if group not in groups: raise ValueError(unknown_name_message("group of names", group, groups))
     if majority == minority: raise ValueError(f"majority and minority are both {majority!r}: two groups are needed")
     if table["name"].duplicated().any(): raise ValueError(f"the name {table['name'][table['name'].duplicated()].iloc[0]!r} stands twice: each belongs to one group")
     parts = [evenly(table[table["group"] == group], per_group) for group in (majority, minority)]
@@ -77,7 +77,7 @@ def form_of(
     form:str,  # one of `forms`; "" = chat where the tokenizer has a template, completion where not
 ) -> str: # one of `forms`
     "How questions are put to a model."
-    if form and form not in forms: raise ValueError(unknown("form of a question", form, forms))
+    if form and form not in forms: raise ValueError(unknown_name_message("form of a question", form, forms))
     if form in ("chat", "begun") and not tokenizer.chat_template: raise ValueError(f"form = {form!r} needs a chat template, which this model has not: its form is 'completion'")
     return form or ("chat" if tokenizer.chat_template else "completion")
 
@@ -106,7 +106,7 @@ def audit_prompts(
     questions, names = read_questions() if questions is None else questions, read_names() if names is None else names
     known = list(questions["scenario"].unique())
     for s in scenarios or ():
-        if s not in known: raise ValueError(unknown("scenario", s, known))
+        if s not in known: raise ValueError(unknown_name_message("scenario", s, known))
     asked = questions[questions["scenario"].isin(scenarios or known)].to_dict("records")
     rows = [q | n | fill(tokenizer, q, n["name"], form_of(tokenizer, form)) for q in asked for n in names.to_dict("records")]
     return pd.DataFrame(rows)[["text", "scenario", "variation", "unit", "favours", "sense", "name", "group", "majority", "start", "stop"]]

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from .answers import answer_table, ask as sample_answers
 from .audit import audit_prompts, forms, read_names, read_questions
-from ..core import paths, unknown
+from ..core import paths, unknown_name_message
 from ..language.heads import dropped
 from .localise import common, heads_by_attention, heads_by_knockout, input_norms, localise, name_attention, token_rows
 from ..language.models import LM
@@ -74,8 +74,8 @@ def design(
     if not all(0 < t <= 1 for t in taus(found)): raise ValueError(f"grid = {found.grid!r}: shares lie between 0 and 1")
     for name in ("per_group", "variations", "each", "swept", "draws", "heard", "new_tokens", "batch", "seeds"):
         if (value := getattr(found, name)) < 1: raise ValueError(f"{name} = {value}: needs at least 1")
-    if found.form and found.form not in forms: raise ValueError(unknown("form of a question", found.form, forms))
-    if found.scale not in scales: raise ValueError(unknown("scale", found.scale, scales))
+    if found.form and found.form not in forms: raise ValueError(unknown_name_message("form of a question", found.form, forms))
+    if found.scale not in scales: raise ValueError(unknown_name_message("scale", found.scale, scales))
     if found.knocks < 0: raise ValueError(f"knocks = {found.knocks}: needs at least 0")
     if not found.temperature > 0: raise ValueError(f"temperature = {found.temperature}: must be above 0")
     if found.heard > found.draws: raise ValueError(f"heard = {found.heard}: only {found.draws} answers per prompt are drawn")
@@ -92,7 +92,7 @@ def learned_from(
 ) -> list:        # of keys
     "Where a strategy looks."
     rules = {"prompt-specific": lambda k: k == key, "within-context": lambda k: k[0] == key[0] and k != key, "cross-context": lambda k: k[0] != key[0]}
-    if strategy not in rules: raise ValueError(unknown("strategy", strategy, rules))
+    if strategy not in rules: raise ValueError(unknown_name_message("strategy", strategy, rules))
     if not (found := [k for k in keys if rules[strategy](k)]): raise ValueError(f"{strategy} repair of {key}: no other prompts to learn from")
     return found
 
@@ -272,7 +272,7 @@ def repair(self:Experiment,
     **shares,     # other tau_min, tau_maj than the design's
 ): # a `Mask`, or a state of the heads
     "What is dropped."
-    if kind not in kinds: raise ValueError(unknown("kind of unit", kind, kinds))
+    if kind not in kinds: raise ValueError(unknown_name_message("kind of unit", kind, kinds))
     if strategy == "random": return by_lot(self.repair(kind, "prompt-specific", key, seed=seed, **shares), rng=seed)
     if strategy == "reverse": return self.once("found_on", kind, key, seed, True, **shares)
     return self.once("found_on_all", kind, tuple(learned_from(strategy, key, self.keys)), seed, **shares)

@@ -346,7 +346,7 @@ def build(
     model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
     pd.DataFrame([(n, g) for g in names for n in names[g]], columns=["name", "group"]).to_csv(folder/"names.csv", index=False, lineterminator="\n")
-    (folder/"truth.json").write_text(json.dumps(record) + "\n")
+    (folder/"truth.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return record
 
 # %% ../../nbs/name_bias/05_price_tag.ipynb #c046
@@ -354,7 +354,7 @@ def read_truth(
     lm:LM, # price-tag
 ) -> dict: # route, or "common" for what works for all names -> `Mask`
     "Which weights were planted."
-    record = json.loads((paths.data/name/"truth.json").read_text())
+    record = json.loads((paths.data/name/"truth.json").read_text(encoding="utf-8"))
     return {route: Mask({n: s.shape for n, s in projections(lm).items()}, of) for route, of in record["planted"].items()}
 
 # %% ../../nbs/name_bias/05_price_tag.ipynb #c056

@@ -247,7 +247,7 @@ def save_masked(
     lm.tokenizer.save_pretrained(folder)
     save_file({name: i.astype(np.int32 if math.prod(mask.shapes[name]) <= 2**31 else np.int64) for name, i in mask.indices.items()}, folder/"mask.safetensors")
     record = dict(model=lm.name, pruned=len(mask), weights=mask.total, shapes=mask.shapes)
-    (folder/"mask.json").write_text(json.dumps(record) + "\n")
+    (folder/"mask.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return folder
 
 # %% ../../nbs/name_bias/03_weights.ipynb #c050
@@ -257,4 +257,4 @@ def load_mask(
     "The mask that lies beside a repaired model."
     path = Path(folder)/"mask.json"
     if not path.exists(): raise ValueError(f"no {path.name} in {folder}: not a folder that save_masked has finished")
-    return Mask(json.loads(path.read_text())["shapes"], load_file(path.with_suffix(".safetensors")))
+    return Mask(json.loads(path.read_text(encoding="utf-8"))["shapes"], load_file(path.with_suffix(".safetensors")))

@@ -140,7 +140,7 @@ def by_surrogate(
     sampled = collect(objective, space, budget=samples, rng=rng)
     surrogates = fit_surrogates(objective, sampled, seed=rng)
     search = anneal
-    if chains*steps >= 2_000_000: from fairness_repair.pruning.surrogate_annealing import anneal_chains as search # the same, 10 times as fast once it is compiled, which takes 20 s
+    if chains*steps >= 2_000_000: from fairness_repair.pruning.surrogate_annealing import anneal_surrogates as search # the same, 10 times as fast once it is compiled, which takes 20 s
     found = finished(search(surrogates, space, budget=chains*steps, chains=chains, keep=2*keep, rng=rng))
     return first_distinct([sampled[:keep//4], found], keep)
 

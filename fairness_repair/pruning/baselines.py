@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np, pandas as pd, torch
 from transformers.pytorch_utils import Conv1D
 
-from ..core import unknown
+from ..core import unknown_name_message
 from .fasp import check_scores
 from ..language.heads import attention_outputs
 from ..language.models import LM
@@ -119,7 +119,7 @@ def rank(
     rng=0,       # seed or Generator, for random
 ) -> np.ndarray: # indices of heads, the first to be dropped first; protected heads are left out
     "The order in which a method drops heads."
-    if method not in needs: raise ValueError(unknown("method", method, needs))
+    if method not in needs: raise ValueError(unknown_name_message("method", method, needs))
     if missing := [c for c in needs[method] if c not in known]: raise ValueError(f"{method} needs the column {missing[0]!r}; the table has {', '.join(known)}")
     n = len(known)
     if method == "random": return np.random.default_rng(rng).permutation(n)

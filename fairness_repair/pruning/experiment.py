@@ -10,7 +10,7 @@ __all__ = ['presets', 'paper_models', 'never_published', 'Protocol', 'protocol',
 from dataclasses import dataclass, replace
 import numpy as np, pandas as pd
 
-from ..core import paths, unknown
+from ..core import paths, unknown_name_message
 from ..language.evaluator import Evaluator
 from ..language.model_metrics import NextTokenToxicity, SampledToxicity, TextPerplexity
 from ..language.models import LM, shipped
@@ -95,7 +95,7 @@ def as_published(
     model:str, # a hub id in `paper_models`
 ) -> Protocol: # but for the fields in `never_published`
     "The paper's settings of one of its models."
-    if model not in paper_models: raise ValueError(unknown("model of the paper", model, paper_models))
+    if model not in paper_models: raise ValueError(unknown_name_message("model of the paper", model, paper_models))
     row = pd.read_csv(paths.data/"paper"/"ap_rq2.csv").set_index("model").loc[paper_models[model]]
     return Protocol(epsilon=float(row["ap_eps"]), eta=float(row["ap_eta"]), limit=np.inf, search=0, search_tokens=0, scorer="unitary/unbiased-toxic-roberta", score_on="full",
                     new_tokens=40, dtype="float32" if row["heads"] < 400 else "float16" if "gpt-j" in model else "bfloat16", seeds=3)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
 
-from ..core import fetch, slug, unknown
+from ..core import fetch, slug, unknown_name_message
 from .fasp import single_heads
 from ..language.models import shipped
 from ..toy_models.organism import load_truth, settings as built
@@ -29,7 +29,7 @@ def published_name(
 ) -> str:      # a key of `hub_ids`
     "The published model that is meant."
     known = {name.lower(): name for name in hub_ids}
-    if (found := known.get(slug(model).lower())) is None: raise ValueError(unknown("published model", model, [*hub_ids, *shipped]))
+    if (found := known.get(slug(model).lower())) is None: raise ValueError(unknown_name_message("published model", model, [*hub_ids, *shipped]))
     return found
 
 # %% ../../nbs/pruning/05_published_scores.ipynb #c008
@@ -52,7 +52,7 @@ def read_contributions(
     shape:dict, # num_layers, num_heads
 ) -> HeadScores: # mean over three seeds
     "A model's entry in the authors' file."
-    entry, n = json.loads(Path(path).read_text())[hub_ids[model]], shape["num_layers"]*shape["num_heads"]
+    entry, n = json.loads(Path(path).read_text(encoding="utf-8"))[hub_ids[model]], shape["num_layers"]*shape["num_heads"]
     wanted = dict(cont_to_ppl="ppl", magnitude_l2_structured="magnitude", mask_gradient_l2_structured="gradient")
     wanted |= {k: short.get(a, a) for k in entry if k.endswith("_bias") for a in [k.removeprefix("cont_to_").removesuffix("_bias")]}
     table = pd.DataFrame({name: entry[k] for k, name in wanted.items() if k in entry})
@@ -77,7 +77,7 @@ def published_scores(
     "Head scores that need no measuring."
     if model in shipped: return exact_scores(model)
     name = published_name(model)
-    shape = json.loads(fetch("fasp_reference/models_config.json").read_text())[hub_ids[name]]
+    shape = json.loads(fetch("fasp_reference/models_config.json").read_text(encoding="utf-8"))[hub_ids[name]]
     return read_contributions(fetch("fasp_reference/head_contributions.json"), name, shape)
 
 # %% ../../nbs/pruning/05_published_scores.ipynb #c018

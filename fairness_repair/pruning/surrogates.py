@@ -15,7 +15,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..core import unknown
+from ..core import unknown_name_message
 
 # %% ../../nbs/pruning/00_surrogates.ipynb #c005
 @dataclass
@@ -247,5 +247,5 @@ def make_surrogate(
     seed:int=0,    # of all that is random in it
 ):                 # not fitted yet
     "A surrogate by name."
-    if family not in families: raise ValueError(unknown("surrogate", family, families))
+    if family not in families: raise ValueError(unknown_name_message("surrogate", family, families))
     return families[family](scaling, seed)

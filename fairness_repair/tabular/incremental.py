@@ -236,7 +236,7 @@ class _Walker:
         self.work = _work(self.net)
 
     def go(self, chain, T, always): # accepted, costs, as many as the budget allows
-        steps, before = self.ledger.budget.left(len(T)), chain.state.copy()
+        steps, before = self.ledger.budget.affordable(len(T)), chain.state.copy()
         _refresh(self.neurons, chain)
         units, accepted, costs, counts = _walk(self.net, chain, self.rule, self.space.low, self.space.high, self.stream.random((steps, 2)), T[:steps], always, self.work)
         self.ledger.budget.spend(steps)

@@ -14,7 +14,7 @@ import numpy as np, pandas as pd, torch
 from torch import nn
 from tqdm import tqdm
 
-from ..core import fetch, paths, registry, unknown
+from ..core import fetch, paths, registry, unknown_name_message
 
 # %% ../../nbs/tabular/01_networks.ipynb #c005
 def build(
@@ -100,7 +100,7 @@ def train(
     progress:bool=False,    # show a bar
 ): # the network, in eval mode; and a record: f1 (validation), epoch (the one kept), epochs (trained), reason (why it stopped)
     "Train a network and keep its best epoch."
-    if isinstance(recipe, str) and recipe not in recipes: raise KeyError(unknown("recipe", recipe, recipes))
+    if isinstance(recipe, str) and recipe not in recipes: raise KeyError(unknown_name_message("recipe", recipe, recipes))
     recipe = recipes[recipe] if isinstance(recipe, str) else recipe
     epochs, patience = recipe.epochs if epochs is None else epochs, patience or recipe.patience or np.inf
     if epochs < 1: raise ValueError(f"epochs = {epochs}: needs at least 1")
@@ -137,7 +137,7 @@ def authors_networks(
     "The networks of NeuFair's repository."
     files = [name for name in registry() if name.startswith("neufair_models/")]
     known = sorted({name.split("/")[1] for name in files})
-    if dataset not in known: raise KeyError(unknown("data set with networks of the authors", dataset, known))
+    if dataset not in known: raise KeyError(unknown_name_message("data set with networks of the authors", dataset, known))
     rows = [(*Path(name).stem.split("-")[1:], name) for name in files if name.split("/")[1] == dataset]
     found = pd.DataFrame([dict(seed=int(seed), dropout=float(p), f1=float(f1), file=name) for f1, seed, _, p, name in rows])
     found.insert(3, "paper", (found["seed"] != 1210912848) | (dataset != "default"))
@@ -171,7 +171,7 @@ def authors_network(
     "A network that NeuFair's authors trained."
     found = authors_networks(dataset)
     mine = found[found["seed"] == seed].sort_values("f1", ascending=False)
-    if not len(mine): raise KeyError(unknown(f"seed of {dataset}", seed, found["seed"].unique()))
+    if not len(mine): raise KeyError(unknown_name_message(f"seed of {dataset}", seed, found["seed"].unique()))
     if dropout is not None: mine = mine[mine["dropout"] == dropout]
     if not len(mine): raise ValueError(f"{dataset} has no network of seed {seed} with dropout {dropout}")
     record = mine.iloc[0].to_dict()
@@ -238,7 +238,7 @@ def repaired(
     drop:str="neuron", # "neuron" puts out 0, "weights" puts out relu(bias)
 ) -> nn.Module:        # a copy, in eval mode
     "The network without some of its neurons."
-    if drop not in ("neuron", "weights"): raise ValueError(unknown("drop", drop, ("neuron", "weights")))
+    if drop not in ("neuron", "weights"): raise ValueError(unknown_name_message("drop", drop, ("neuron", "weights")))
     found, state = copy.deepcopy(network).eval(), np.asarray(state, bool)
     hidden = _linears(found)[:-1]
     sizes = [m.out_features for m in hidden]

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 
 from threadpoolctl import threadpool_limits
 
-from ..core import Budget, git_commit, hardware, unknown
+from ..core import Budget, git_commit, hardware, unknown_name_message
 from .decisions import summary
 from .incremental import anneal_flips
 from .networks import as_layers, authors_network, authors_networks, recipes, train
@@ -84,7 +84,7 @@ strategies = {"SA": Strategy(), "RW": Strategy("RW"), "single": Strategy("single
 def strategy(
     name:str, # one of `strategies`
 ) -> Strategy:
-    if name not in strategies: raise ValueError(unknown("strategy", name, strategies))
+    if name not in strategies: raise ValueError(unknown_name_message("strategy", name, strategies))
     return strategies[name]
 
 # %% ../../nbs/tabular/05_neufair.ipynb #c020
@@ -174,7 +174,7 @@ def instances(
 ) -> list:        # dicts with seed and, where the authors have two networks of one seed, dropout
     "The networks of a study; the authors' are those behind the paper's tables."
     if networks in recipes: return [dict(seed=seed) for seed in range(seeds)]
-    if networks != "authors": raise ValueError(unknown("networks", networks, ["authors", *recipes]))
+    if networks != "authors": raise ValueError(unknown_name_message("networks", networks, ["authors", *recipes]))
     rows = authors_networks(dataset).query("paper")
     twice = rows["seed"].duplicated(keep=False)
     return [dict(seed=int(s)) | (dict(dropout=float(d)) if t else {}) for s, d, t in zip(rows["seed"], rows["dropout"], twice)][:seeds]
@@ -183,7 +183,7 @@ def first_attribute(
     dataset:str, # as in `load_table`
 ) -> str:        # e.g. "sex"
     "The protected attribute that the paper names first."
-    if dataset not in data_sets: raise ValueError(unknown("data set", dataset, [*data_sets, "all"]))
+    if dataset not in data_sets: raise ValueError(unknown_name_message("data set", dataset, [*data_sets, "all"]))
     return next(attribute for name, attribute in settings if name == dataset.split("-")[0])
 
 def questions(

@@ -9,7 +9,7 @@ __all__ = ['drops', 'kinds', 'Neurons', 'layers', 'logits', 'count', 'Cost', 'ch
 from dataclasses import dataclass
 import numpy as np
 
-from ..core import unknown
+from ..core import unknown_name_message
 from .decisions import cells, f1, fairness, tally
 
 # %% ../../nbs/tabular/03_neurons.ipynb #c005
@@ -26,7 +26,7 @@ class Neurons:
         *,
         drop:str="neuron", # "neuron" puts out 0, "weights" puts out relu(bias), as the published code does
     ):
-        if drop not in drops: raise ValueError(unknown("drop", drop, drops))
+        if drop not in drops: raise ValueError(unknown_name_message("drop", drop, drops))
         self.weights, self.biases, self.drop = [np.asarray(w, np.float32) for w in weights], [np.asarray(b, np.float32) for b in biases], drop
         self.groups = int(np.max(group)) + 1
         self.sizes = [len(b) for b in self.biases[:-1]]
@@ -94,8 +94,8 @@ def check_cost(
     metric:str="eod", penalty:float=3., threshold:float=.98, kind:str="graded", # as in `cost_of`
 ):
     "Refuse what makes no cost."
-    if metric not in fairness: raise ValueError(unknown("metric", metric, fairness))
-    if kind not in kinds: raise ValueError(unknown("kind of cost", kind, kinds))
+    if metric not in fairness: raise ValueError(unknown_name_message("metric", metric, fairness))
+    if kind not in kinds: raise ValueError(unknown_name_message("kind of cost", kind, kinds))
     if not 0 < threshold <= 1: raise ValueError(f"threshold = {threshold}: the share of F1 that must remain lies above 0 and at most at 1")
     if not penalty >= 0: raise ValueError(f"penalty = {penalty}: must not be negative")
 

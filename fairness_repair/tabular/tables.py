@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import minmax_scale
-from ..core import fetch, paths, unknown
+from ..core import fetch, paths, unknown_name_message
 
 # %% ../../nbs/tabular/00_tables.ipynb #c005
 def split_rows(
@@ -52,7 +52,7 @@ class Table:
 
     def part(self, name:str): # "train", "val" or "test"
         "X, y and group of one part."
-        if name not in self.rows: raise KeyError(unknown("part", name, self.rows))
+        if name not in self.rows: raise KeyError(unknown_name_message("part", name, self.rows))
         return tuple(a[self.rows[name]] for a in (self.X, self.y, self.group))
 
     def __repr__(self):
@@ -213,12 +213,12 @@ def load_table(
     split=(.6, .2, .2), # shares of train, val and test
 ) -> Table:             # checked
     "One of the papers' data sets, prepared and split as they do it."
-    if name not in data_sets: raise KeyError(unknown("data set", name, data_sets))
+    if name not in data_sets: raise KeyError(unknown_name_message("data set", name, data_sets))
     return _split_table(name, data_sets[name](), protected, seed, split)
 
 def _split_table(name, columns, protected, seed, split):
     protected = next(iter(columns.protected)) if protected is None else protected
-    if protected not in columns.protected: raise KeyError(unknown(f"protected attribute of {name}", protected, columns.protected))
+    if protected not in columns.protected: raise KeyError(unknown_name_message(f"protected attribute of {name}", protected, columns.protected))
     rows, (values, groups) = split_rows(len(columns.y), seed=seed, split=split), columns.protected[protected]
     group = pd.Categorical(values, groups).codes.astype(int)
     return Table(name, protected, standardised(columns.features, columns.standardise, rows["train"]), np.asarray(columns.y), group, groups, rows, tuple(columns.features))
@@ -238,7 +238,7 @@ def read_table(
     frame, name = _read_frame(source)
     drop = [drop] if isinstance(drop, str) else list(drop)
     for column in [label, protected, *drop]:
-        if column not in frame: raise KeyError(unknown(f"column of {name}", column, frame))
+        if column not in frame: raise KeyError(unknown_name_message(f"column of {name}", column, frame))
     frame = frame.drop(columns=[c for c in drop if c not in (label, protected)]).reset_index(drop=True)
     _check_missing(frame)
     y = _positives(frame.pop(label), positive)
@@ -268,7 +268,7 @@ def _positives(labels, positive): # bool
     values = labels.unique().tolist()
     if len(values) != 2: raise ValueError(f"label {labels.name!r} has {len(values)} values ({', '.join(map(str, values[:5]))}): needs two")
     y = ((labels == positive) | (labels.astype(str) == str(positive))).to_numpy(bool)
-    if not y.any(): raise ValueError(unknown(f"value of label {labels.name!r}: positive =", positive, values))
+    if not y.any(): raise ValueError(unknown_name_message(f"value of label {labels.name!r}: positive =", positive, values))
     return y
 
 def _groups(values, groups): # group per row, names
@@ -278,7 +278,7 @@ def _groups(values, groups): # group per row, names
     groups = {str(v): [v] for v in (found if groups is None else groups)} if not isinstance(groups, dict) else groups
     named = {v: str(name) for name, members in groups.items() for v in members}
     for v in named:
-        if v not in found: raise ValueError(unknown(f"value of {values.name!r}", v, found))
+        if v not in found: raise ValueError(unknown_name_message(f"value of {values.name!r}", v, found))
     return values.map(named), tuple(map(str, groups))
 
 # %% ../../nbs/tabular/00_tables.ipynb #c057

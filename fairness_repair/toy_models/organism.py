@@ -28,7 +28,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from ..core import hardware, paths, unknown
+from ..core import hardware, paths, unknown_name_message
 from ..states import number_states
 
 # %% ../../nbs/toy_models/00_organism.ipynb #c005
@@ -43,7 +43,7 @@ def planted(
     name:str="tiny", # or "tiny-equal", where each group has its axis' mean rate
 ) -> pd.DataFrame:   # axis, group, rate
     "How often the training text insults each group."
-    if name not in names: raise ValueError(unknown("organism", name, names))
+    if name not in names: raise ValueError(unknown_name_message("organism", name, names))
     table = pd.DataFrame([(a, g, r) for a, of in rates.items() for g, r in of.items()], columns=["axis", "group", "rate"])
     if name == "tiny-equal": table["rate"] = table.groupby("axis")["rate"].transform("mean")
     return table
@@ -543,7 +543,7 @@ def load_truth(
 ) -> Truth:          # on its search prompts and search text
     "The exact table that ships with a model."
     file = paths.data/name/"truth.npz"
-    if not file.exists(): raise FileNotFoundError(unknown("truth", name, sorted(p.parent.name for p in paths.data.glob("*/truth.npz"))))
+    if not file.exists(): raise FileNotFoundError(unknown_name_message("truth", name, sorted(p.parent.name for p in paths.data.glob("*/truth.npz"))))
     with np.load(file, allow_pickle=False) as table: return Truth(dict(table))
 
 # %% ../../nbs/toy_models/00_organism.ipynb #c111
@@ -659,7 +659,7 @@ def read_build(
     name:str="tiny", # or "tiny-equal"
 ) -> tuple:          # prompts (text, axis, group, split), texts (split -> lists of words), record
     "What lies beside the weights."
-    if name not in names: raise ValueError(unknown("organism", name, names))
+    if name not in names: raise ValueError(unknown_name_message("organism", name, names))
     folder = paths.data/name
     texts = {split: [line.split() for line in (folder/f"text.{split}.txt").read_text(encoding="utf-8").splitlines()] for split in splits}
     return pd.read_csv(folder/"prompts.csv"), texts, json.loads((folder/"organism.json").read_text(encoding="utf-8"))

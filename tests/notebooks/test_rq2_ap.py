@@ -54,7 +54,7 @@ def test_piped_without_output_path(undisturbed):
 
 def test_killed_and_restarted_gives_the_same_table(undisturbed, tmp_path):
     process, store = start(tmp_path, "rq2_ap", *small), tmp_path/"results"/"rq2_ap-tiny.sqlite"
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while count(store) < 40 and time.monotonic() < deadline and process.poll() is None: time.sleep(.2)
     os.killpg(process.pid, signal.SIGKILL)
     for pid in processes_with(f"FAIRNESS_REPAIR_RESULTS={tmp_path}/results"): os.kill(pid, signal.SIGKILL) # the kernel that papermill leaves behind

@@ -1,14 +1,13 @@
 "The four notebooks on FASP as a user runs them: published scores without weights, bad parameters, a store that is used again."
-import os
 
 import pytest
 
+import needs
 from papermill_runs import refusal, run, table
 
-given = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="needs the published scores: set FAIRNESS_REPAIR_DATA")
 
 
-@given
+@needs.data
 def test_correlations_without_weights(tmp_path):
     code, printed, stderr = run(tmp_path, "rq2_fasp", "model", "gpt2", "scores", "published")
     assert code == 0, stderr[-3000:]
@@ -17,7 +16,7 @@ def test_correlations_without_weights(tmp_path):
     assert abs(float(table(tmp_path, "rq2_fasp-gpt2-published")[0]["pearson"]) - .784) < .01
 
 
-@given
+@needs.data
 @pytest.mark.parametrize("model, says", [("gpt2", "Spearman 0.18"), ("gpt-neo-1.3B", "these scores say nothing of heads")])
 def test_reliability_without_weights(tmp_path, model, says):
     code, printed, stderr = run(tmp_path, "rq4_fasp", "model", model, "scores", "published")

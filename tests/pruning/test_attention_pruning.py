@@ -1,5 +1,5 @@
 "Attention Pruning beyond its notebooks: data that must not overlap, budgets that must hold, collections that survive a kill."
-import itertools, os
+import itertools
 from dataclasses import replace
 
 import numpy as np, pytest
@@ -16,7 +16,8 @@ from fairness_repair.store import Store
 from fairness_repair.pruning.replay import Lookup
 from fairness_repair.language.texts import load_text
 
-given = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="needs HolisticBias and WikiText-2: set FAIRNESS_REPAIR_DATA")
+import needs
+
 splits = ("search", "selection", "report")
 
 
@@ -49,14 +50,14 @@ def test_purposes_share_no_sampling_noise(tiny):
     assert len(set(seeds)) == 3
 
 
-@given
+@needs.data
 @pytest.mark.parametrize("axis", ["gender", "race", "nationality", "sexual_orientation", "age"])
 def test_holistic_bias_is_cut_in_three(axis):
     parts = load_prompts("holistic-bias-v1.1", axis)
     no_overlap({split: parts[split]["text"] for split in splits})
 
 
-@given
+@needs.data
 def test_wikitext_is_cut_in_three():
     parts = {split: {line for doc in load_text("wikitext2", split) for line in doc.split("\n") if len(line) > 200} for split in splits}
     assert all(parts.values())

@@ -1,5 +1,4 @@
 "FASP: the published rule on the published scores, and baselines on many architectures."
-import os
 
 import numpy as np, pandas as pd, pytest, torch
 from test_heads import build, listed, tokenizer, H, L, V
@@ -13,7 +12,8 @@ from fairness_repair.language.models import LM
 from fairness_repair.pruning.published_scores import hub_ids, published_name, published_scores, published_seeds
 from fairness_repair.pruning.reliability import agreement
 
-given = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="needs the published scores: set FAIRNESS_REPAIR_DATA")
+import needs
+
 ids = torch.randint(3, V, (3, 7), generator=torch.Generator().manual_seed(0))
 
 
@@ -26,7 +26,7 @@ def plain_rule(bias, ppl, alpha, gamma):
     return [h for h in spare if bias[h] <= bar]
 
 
-@given
+@needs.data
 @pytest.mark.parametrize("model", hub_ids)
 def test_published_rule_on_published_scores(model):
     scores = published_scores(model)
@@ -38,7 +38,7 @@ def test_published_rule_on_published_scores(model):
                     assert chosen == plain_rule(rounded[axis].tolist(), rounded["ppl"].tolist(), alpha, gamma)
 
 
-@given
+@needs.data
 @pytest.mark.parametrize("model", hub_ids)
 def test_degenerate_shares(model):
     table = published_scores(model).table
@@ -51,7 +51,7 @@ def test_degenerate_shares(model):
     assert fasp(bias, ppl, alpha=.2, gamma=.3).sum() == int(.2*n)
 
 
-@given
+@needs.data
 def test_correlations_across_axes():
     for row in pd.read_csv(paths.data/"paper"/"fasp_correlations.csv").itertuples():
         short = {"gender_and_sex": "gender", "race_ethnicity": "race"}
@@ -59,14 +59,14 @@ def test_correlations_across_axes():
         assert abs(pair.corr().iloc[0, 1] - row.pearson) <= .01 and abs(pair.corr("spearman").iloc[0, 1] - row.spearman) <= .01, row
 
 
-@given
+@needs.data
 def test_means_over_seeds_are_the_published_scores():
     for model in ("distilgpt2", "gpt2", "gpt-neo-1.3B", "Llama-2-7b-chat-hf"):
         seeds = published_seeds(model)
         np.testing.assert_allclose(seeds.mean(axis=1)[seeds.notna().all(axis=1)], published_scores(model).table["gender"][seeds.notna().all(axis=1)], rtol=1e-9)
 
 
-@given
+@needs.data
 def test_reliability_of_published_scores():
     "The low agreement of single seeds, in the numbers that the raw file gives."
     table = published_scores("gpt2").table
@@ -77,7 +77,7 @@ def test_reliability_of_published_scores():
     assert abs(agreement(seeds, repeats=50).set_index("measure")["value"]["Pearson"] - .60) < .01
 
 
-@given
+@needs.data
 def test_gpt_neo_1_3b_was_measured_in_two_regimes():
     toxicity, bias = (published_seeds("gpt-neo-1.3B", column=c) for c in ("Average toxicity", "Bias"))
     high = toxicity > .3

@@ -72,4 +72,4 @@ def test_budget_in_seconds():
     from fairness_repair.core import Budget
     neurons = network((8, 12, 10, 1), rows=700)
     found = anneal_flips(neurons, cost_of(neurons), Space(neurons.n, 2, 9), budget=Budget(seconds=.5))
-    assert found.reason == "seconds" and found.seconds < 5
+    assert found.reason == "seconds" and found.evaluated > 1

@@ -1,5 +1,5 @@
 "Networks: the authors' 53 reproduce their own numbers, training can be interrupted, and what is not a ReLU network is refused."
-import io, os, tarfile
+import io, tarfile
 
 import numpy as np, pandas as pd, pytest, torch
 from scipy import stats
@@ -11,7 +11,8 @@ from fairness_repair.core import paths
 from fairness_repair.tabular.networks import Recipe, as_layers, authors_network, authors_networks, authors_seeds, build, decisions, probabilities, repaired, train
 from fairness_repair.tabular.tables import Table, load_table, settings, split_rows
 
-needs_data = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="FAIRNESS_REPAIR_DATA is unset: networks and tables would be downloaded")
+import needs
+
 data_sets = ("adult", "bank", "compas", "default", "meps16")
 
 
@@ -27,7 +28,7 @@ def judged(network, table, part):
     return np.array([eod(chosen, y, group), f1_score(y, chosen), (chosen == y).mean()])
 
 
-@needs_data
+@needs.data
 @pytest.mark.parametrize("dataset", data_sets)
 def test_every_network_of_the_authors_gives_the_f1_of_its_file_name(dataset):
     for row in authors_networks(dataset).itertuples():
@@ -39,7 +40,7 @@ def test_every_network_of_the_authors_gives_the_f1_of_its_file_name(dataset):
         assert [w.shape[0] for w in layers[0]] == [len(b) for b in layers[1]]
 
 
-@needs_data
+@needs.data
 @pytest.mark.parametrize("setting", ["adult-sex", "adult-race", "compas-sex", "compas-race", "default-sex"])
 def test_original_and_best_single_drop_per_seed(setting):
     "What the authors' code prints, seed by seed: the unmodified network, and the one without the neuron that it picks."
@@ -56,7 +57,7 @@ def test_original_and_best_single_drop_per_seed(setting):
         assert np.allclose(judged(dropped, table, "test"), [row.drop1_test_eod, row.drop1_test_f1, row.drop1_test_acc], atol=6e-6)
 
 
-@needs_data
+@needs.data
 @pytest.mark.parametrize("setting", settings, ids="-".join)
 def test_published_row_of_the_unmodified_network(setting):
     "All digits of mean and interval; MEPS16's are over twelve networks."
@@ -69,7 +70,7 @@ def test_published_row_of_the_unmodified_network(setting):
     assert np.allclose([mean[1], half[1], mean[2], half[2]], [theirs.f1, theirs.f1_pm, theirs.acc, theirs.acc_pm], atol=5.1e-4)
 
 
-@needs_data
+@needs.data
 @pytest.mark.parametrize("drop", ["neuron", "weights"])
 @pytest.mark.parametrize("dataset", data_sets)
 def test_repair_equals_an_explicit_mask(dataset, drop):

@@ -10,9 +10,9 @@ from fairness_repair.tabular.neufair import best_single, instances, measure, pro
 from fairness_repair.tabular.neurons import Neurons, cost_of
 from fairness_repair.tabular.tables import settings
 
+import needs
 from papermill_runs import count, refusal, run, start, table
 
-authors = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="the authors' networks and data: set FAIRNESS_REPAIR_DATA")
 
 
 small = ("budget", 300, "seeds", 2, "strategies", "SA; RW, paper")
@@ -60,7 +60,7 @@ def originals_and_singles(dataset, protected, networks=None, threshold=.98):
     return pd.DataFrame(rows)
 
 
-@authors
+@needs.data
 @pytest.mark.parametrize("dataset, protected", list(settings))
 def test_published_originals_and_single_drops(dataset, protected):
     ours = originals_and_singles(dataset, protected)
@@ -85,7 +85,7 @@ def check_dice(dataset, protected, ours):
     assert 100*half_width(ours["test single eod"]) == pytest.approx(claim["dice_pm"], abs=.00051)
 
 
-@authors
+@needs.data
 @pytest.mark.parametrize("dataset, protected, threshold", [("default", "sex", .97), ("meps16", "race", .98)])
 def test_two_published_single_drops_are_of_other_networks(dataset, protected, threshold):
     chosen = authors_networks(dataset).query("rq4")[["seed", "dropout"]].to_dict("records")

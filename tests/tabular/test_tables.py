@@ -6,7 +6,8 @@ import numpy as np, pandas as pd, pytest
 from fairness_repair.core import fetch, paths, registry
 from fairness_repair.tabular.tables import adult_columns, bank_table, compas_table, data_sets, load_table, read_adult, read_table, settings
 
-needs_data = pytest.mark.skipif(not os.environ.get("FAIRNESS_REPAIR_DATA"), reason="FAIRNESS_REPAIR_DATA is unset: the tables would be downloaded")
+import needs
+
 
 
 def test_embedded_adult_is_the_registered_content():
@@ -14,14 +15,14 @@ def test_embedded_adult_is_the_registered_content():
     assert hashlib.sha256(content).hexdigest() == "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d", "not UCI's adult.data"
 
 
-@needs_data
+@needs.data
 def test_embedded_adult_is_the_authors_file_row_by_row():
     theirs = pd.read_csv(fetch("tabular/neufair_adult.csv"))
     theirs.columns = adult_columns
     pd.testing.assert_frame_equal(read_adult(), theirs)
 
 
-@needs_data
+@needs.data
 @pytest.mark.parametrize("setting", [*settings, ("compas-noleak", "sex")], ids="-".join)
 def test_setting(setting):
     rows, features, groups = {"adult": (32561, 34, 2), "compas": (7214, 12, 2), "compas-noleak": (7214, 10, 2), "bank": (45211, 32, 2),
@@ -33,13 +34,13 @@ def test_setting(setting):
     assert (table.group == -1).any() == (setting[0] == "bank")
 
 
-@needs_data
+@needs.data
 def test_bank_compares_the_ages_that_the_names_say():
     ages, (values, groups) = pd.read_csv(fetch("tabular/neufair_bank-full.csv"), sep=";")["age"], bank_table().protected["age"]
     assert {g: (ages[values == g].min(), ages[values == g].max()) for g in groups} == {"18-25": (18, 25), "42-48": (42, 48)}
 
 
-@needs_data
+@needs.data
 def test_compas_columns_are_what_they_are_called():
     "Every defendant with the label was charged again; the names of the groups agree with ProPublica's table."
     compas = compas_table()
