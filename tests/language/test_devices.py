@@ -1,4 +1,4 @@
-"All that a language model is asked for, on another device than the processor: nothing is left behind there, and the numbers are the same."
+"All measurements on another device: no tensor is left on the processor, and the numbers are the same."
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
@@ -26,7 +26,8 @@ def llama():
     "Rotary positions, grouped queries."
     torch.manual_seed(0)
     tokenizer = load("tiny").tokenizer
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
     return LM("llama", LlamaForCausalLM(config).eval(), tokenizer)
 
 def evaluator(lm): return build_evaluator(protocol("tiny"), lm, "search", prompts=12, tokens=600)
@@ -39,7 +40,9 @@ def sampled(lm):
 def together(lm):
     return [measure_batched(lm, metric, np.array(states)) for metric in evaluator(lm).metrics.values()]
 
-def scanned(lm): return ablate_heads({("gender", 0): evaluator(lm)}, heads=[0, 5, 6]).drop(columns=["state", "axis"]).to_numpy(float)
+def ablated(lm):
+    table = ablate_heads({("gender", 0): evaluator(lm)}, heads=[0, 5, 6])
+    return table.drop(columns=["state", "axis"]).to_numpy(float)
 
 def pruned(lm):
     prune(lm.model, state)
@@ -83,7 +86,8 @@ def process():
 
 
 @pytest.mark.parametrize("task, make, args", [
-    (measured, load, ["tiny"]), (measured, llama, []), (sampled, llama, []), (together, load, ["tiny"]), (together, llama, []), (scanned, load, ["tiny"]), (scanned, llama, []),
+    (measured, load, ["tiny"]), (measured, llama, []), (sampled, llama, []), (together, load, ["tiny"]),
+    (together, llama, []), (ablated, load, ["tiny"]), (ablated, llama, []),
     (pruned, load, ["tiny"]), (without_weights, load, ["price-tag"]), (audited, load, ["price-tag"])])
 def test_the_device_does_not_matter(process, task, make, args):
     np.testing.assert_equal(process.submit(done_elsewhere, task, make, *args).result(timeout=300), task(make(*args)))
