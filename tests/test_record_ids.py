@@ -57,7 +57,7 @@ def evaluator_ids(lm, name, **changes):
 
 def search_id(store, lm, name, method):
     evaluator = build_evaluator(protocol(name), lm, "search", prompts=6, tokens=200)
-    objective = Objective(evaluator, free=np.arange(lm.n) % 3 > 0, epsilon=.4, limit=1.2)
+    objective = Objective(evaluator, free=np.arange(lm.n_heads_total) % 3 > 0, epsilon=.4, limit=1.2)
     evaluator.store = store
     propose(method, objective, Space(int(objective.free.sum()), 1, 5), samples=20, keep=4, seed=7)
 

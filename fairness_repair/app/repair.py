@@ -26,11 +26,11 @@ from tqdm import tqdm
 from ..pruning.attention_pruning import Objective, methods, nothing_to_repair, propose, verify
 from ..core import provenance, slug, unknown_name_message
 from ..pruning.fasp import best_of_grid, fasp_grid
-from ..language.heads import as_heads, save_pruned
+from ..language.heads import mask_to_heads, save_pruned
 from ..language.ablation import ablate_heads
 from ..language.evaluator import Counts, Evaluator
 from ..metrics import bias_change, bias_p_value, group_rates, paired_change
-from ..language.models import LM, built_in, check_config, dtypes, explain, find, load
+from ..language.models import BUILT_IN_MODELS, DTYPES, LM, check_config, load, load_errors, resolve_source
 from ..plots import colours, plot_heads, plot_tradeoff, theme
 from ..language.prompts import load_prompts
 from ..pruning.experiment import Protocol, build_evaluators, free_heads, protocol, search_space
@@ -82,8 +82,8 @@ def check_model(
     name:str, # as for `load`
 ):
     "Refuse a model that cannot be found, or has no heads to drop."
-    source, local = find(name)
-    with explain(name, "configuration"): config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local)
+    source, local = resolve_source(name)
+    with load_errors(name, "configuration"): config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local)
     check_config(name, config)
 
 def check_data(settings:Protocol):
@@ -104,7 +104,7 @@ def check_job(
     if method not in choosers: raise ValueError(unknown_name_message("method", method, choosers))
     if seed < 0: raise ValueError(f"seed = {seed}: needs 0 or more")
     settings = protocol(str(model), **changes, seeds=1)
-    if settings.dtype not in dtypes: raise ValueError(unknown_name_message("dtype", settings.dtype, dtypes))
+    if settings.dtype not in DTYPES: raise ValueError(unknown_name_message("dtype", settings.dtype, DTYPES))
     job = Job(str(model), Path(out).expanduser(), method, seed, settings)
     check_folder(out, job.asked)
     check_model(job.model)
@@ -131,7 +131,7 @@ def scan_heads(
 ):                       # which heads may be dropped, then perplexity and bias without each, all of shape (n,)
     "What each head does alone, as far as anyone asks."
     reader, name = benches["reader"], ("", 0)
-    ppl, unfair = np.zeros(reader.lm.n), np.full(reader.lm.n, np.inf)
+    ppl, unfair = np.zeros(reader.lm.n_heads_total), np.full(reader.lm.n_heads_total, np.inf)
     if protect or bias: ppl = ablate_heads({name: reader}, progress=progress)["perplexity"].to_numpy()[1:]
     free = free_heads(ppl, protect)
     if bias: unfair[free] = ablate_heads({name: benches["single"]}, heads=np.flatnonzero(free), progress=progress)["bias"][1:]
@@ -257,7 +257,7 @@ class RepairResult:
     @property
     def saved(self) -> bool: return self.status in ("repaired", "not shown")
     @property
-    def heads(self) -> list: return as_heads(self.state, self.grid[1])           # [layer, head] pairs
+    def heads(self) -> list: return mask_to_heads(self.state, self.grid[1])           # [layer, head] pairs
     @property
     def checkpoint(self) -> Path|None: return self.job.out/"model" if self.saved else None
     @property
@@ -543,7 +543,7 @@ def write_model_card(
     job, folder = result.job, result.checkpoint
     (folder/"figures").mkdir(exist_ok=True)
     for name in ("change", "groups"): shutil.copy(figures[name], folder/"figures")
-    base = "" if job.model in built_in or Path(job.model).expanduser().is_dir() else f"base_model: {job.model}\n"
+    base = "" if job.model in BUILT_IN_MODELS or Path(job.model).expanduser().is_dir() else f"base_model: {job.model}\n"
     text = card.substitute(base=base, name=slug(job.model), verdict=result.verdict, pictures="\n".join(f"![{captions(result)[name]}](figures/{name}.png)" for name in ("change", "groups")),
         count=f"{len(result.heads)} of its {result.state.size}", heads=one_line(result.heads), table=markdown(shown_table(result)), how="\n".join(f"- {a}: {b}" for a, b in how(result).itertuples(index=False)),
         limits="\n".join(f"- {x}" for x in limits(result)), dtype=job.settings.dtype, version=result.record["versions"]["fairness_repair"], commit=result.record["commit"], date=result.record["date"][:10])
@@ -557,7 +557,7 @@ def relative(
 ) -> pd.DataFrame: # bias and perplexity, the original model's = 1
     "Where states lie, seen from the original model."
     if not len(states): return pd.DataFrame(columns=["bias", "perplexity"], dtype=float)
-    original = bench(np.zeros((1, bench.lm.n), bool)).iloc[0]
+    original = bench(np.zeros((1, bench.lm.n_heads_total), bool)).iloc[0]
     return bench(states)[["bias", "perplexity"]]/original[["bias", "perplexity"]].astype(float)
 
 # %% ../../nbs/app/00_repair.ipynb #c069
@@ -568,7 +568,7 @@ def choose_state(
     progress:bool=False, # show bars
 ):                       # the state, bool (n,); the search's objective or None; why nothing needs repair or None
     "Search, verify on fresh data, choose."
-    nothing, s = np.zeros(benches["search"].lm.n, bool), job.settings
+    nothing, s = np.zeros(benches["search"].lm.n_heads_total, bool), job.settings
     rows = [benches[split](nothing).iloc[0] for split in ("search", "selection", "report")]
     if reason := next(filter(None, map(nothing_to_repair, rows)), None): return nothing, None, reason
     free, ppl, unfair = scan_heads(benches, protect=s.protect, bias=job.method == "FASP", progress=progress)
@@ -588,7 +588,7 @@ def count_data(
     report:Evaluator,
 ) -> dict: # as in `RepairResult.sizes`
     "How much the report rests on."
-    texts, groups, nothing = report.toxicity.texts, report.toxicity.groups, np.zeros(report.lm.n, bool)
+    texts, groups, nothing = report.toxicity.texts, report.toxicity.groups, np.zeros(report.lm.n_heads_total, bool)
     return dict(prompts=len(texts), distinct=len(set(texts)), groups=len(set(groups)), tokens=int(report.text.scored.sum()), p=bias_p_value(report.scores(nothing), groups))
 
 def drop_at_random(
@@ -628,7 +628,7 @@ def run_job(
         bar.total = bar.n
     status, verdict = judge(table, state, axis=job.settings.axis, limit=job.settings.limit, reason=reason)
     counts = sum((bench.counts for bench in benches.values()), Counts())
-    record = provenance(asked=job.asked, weights=lm.weights_hash(), verdict=verdict, dropped=as_heads(state, lm.n_heads), measured=counts.measured, reused=counts.reused, seconds=round(time.perf_counter() - start, 1))
+    record = provenance(asked=job.asked, weights=lm.weights_hash(), verdict=verdict, dropped=mask_to_heads(state, lm.n_heads), measured=counts.measured, reused=counts.reused, seconds=round(time.perf_counter() - start, 1))
     return RepairResult(job, repr(replace(lm, name=slug(lm.name))), (lm.n_layers, lm.n_heads), state, status, verdict, record=record, **found)
 
 # %% ../../nbs/app/00_repair.ipynb #c077

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from .evaluator import Measurement, Serial
 from .generation import split_on_oom
-from .heads import dropped, find_blocks, head_width
+from .heads import find_blocks, head_width, with_heads_dropped
 from .model_metrics import Metric, Piece
 from .models import LM
 from ..store import Store
@@ -122,12 +122,12 @@ def ablate_layer(
     heads,      # of this layer, counted from 0
 ) -> np.ndarray: # (heads, rows of the metric)
     "Measure a metric without each of a layer's heads."
-    layers, states = decoder_layers(lm), np.zeros((len(heads), lm.n), bool)
+    layers, states = decoder_layers(lm), np.zeros((len(heads), lm.n_heads_total), bool)
     states[np.arange(len(heads)), layer*lm.n_heads + np.asarray(heads)] = True
     found = np.empty((len(heads), sum(len(piece.rows) for piece, _ in recorded)))
     for piece, outputs in recorded:
         masks = np.tile(states, (len(piece.rows), 1))
-        with dropped(lm.model, masks), with_layers_skipped(layers, outputs, layer, len(heads)):
+        with with_heads_dropped(lm.model, masks), with_layers_skipped(layers, outputs, layer, len(heads)):
             found[:, piece.rows] = piece.run(lm, len(heads)).T
     return found
 
@@ -148,7 +148,7 @@ def measure_heads(self:ByLayer,
     heads,         # numbers of heads, shape (k,)
 ):                 # iterator of `Measurement`
     "Measure single heads, a layer at a time."
-    start, single = time.perf_counter(), np.eye(lm.n, dtype=bool)
+    start, single = time.perf_counter(), np.eye(lm.n_heads_total, dtype=bool)
     details = {} if lm.dtype == torch.float32 else dict(scan="by layer")
     recorded = record_layers(lm, metric, **self.sizes)
     for layer in np.unique(heads//lm.n_heads):
@@ -193,7 +193,7 @@ def ablate_heads(
     "Measure bias and perplexity without each head."
     tables = []
     for key, evaluator in evaluators.items():
-        n = evaluator.lm.n
+        n = evaluator.lm.n_heads_total
         chosen = list(range(n)) if heads is None else [int(h) for h in heads]
         states = np.vstack([np.zeros((1, n), bool), np.eye(n, dtype=bool)[chosen]])
         scan = evaluator.using(backend=ByLayer(**sizes))

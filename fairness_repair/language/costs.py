@@ -79,7 +79,7 @@ def evaluator_cost(
 ) -> pd.DataFrame: # phases x operations, bytes, calls
     "Compute the work of measuring one state."
     lm, phases = evaluator.lm, {}
-    original = np.zeros(lm.n, bool)
+    original = np.zeros(lm.n_heads_total, bool)
     for metric in evaluator.metrics.values(): phases = metric.for_state(original).passes(lm) | phases
     return total_cost(model_size(lm.config), phases, itemsize=lm.dtype.itemsize)
 

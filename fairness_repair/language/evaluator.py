@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from .heads import dropped
+from .heads import with_heads_dropped
 from .model_metrics import Metric
 from .models import LM
 from .subsampling import Subsampled, Subsampling
@@ -47,7 +47,7 @@ class Serial:
 
     def measure_one(self, lm, name, metric, state) -> Measurement:
         start, part = time.perf_counter(), metric.for_state(state)
-        with dropped(lm.model, state): numbers = part(lm)
+        with with_heads_dropped(lm.model, state): numbers = part(lm)
         return Measurement(name, state, numbers, time.perf_counter() - start)
 
     def readable_records(self,
@@ -190,8 +190,8 @@ def row(self:Evaluator, state) -> dict:
 def check_states(self:Evaluator, states) -> np.ndarray: # bool, shape (k, n)
     "Refuse states of another model."
     states = np.atleast_2d(np.asarray(states, bool))
-    if states.shape[1] != self.lm.n:
-        raise ValueError(f"a state of {self.lm.name} has {self.lm.n} units, got {states.shape[1]}")
+    n, found = self.lm.n_heads_total, states.shape[1]
+    if found != n: raise ValueError(f"a state of {self.lm.name} has {n} units, got {found}")
     return states
 
 # %% ../../nbs/language/09_evaluator.ipynb #c024
@@ -220,8 +220,8 @@ def __call__(self:Evaluator,
 def recorded(self:Evaluator) -> np.ndarray: # bool, shape (states, n)
     "List the states that all metrics have measured, in this run or an earlier one."
     keys = [set(self.store.states(self.record_of(metric))) for metric in self.metrics.values()]
-    states = [key_state(key, self.lm.n) for key in sorted(set.intersection(*keys))]
-    return np.array(states, bool).reshape(-1, self.lm.n)
+    states = [key_state(key, self.lm.n_heads_total) for key in sorted(set.intersection(*keys))]
+    return np.array(states, bool).reshape(-1, self.lm.n_heads_total)
 
 # %% ../../nbs/language/09_evaluator.ipynb #c036
 @patch

@@ -21,7 +21,7 @@ from .likelihood import window_nll
 from ..metrics import bias, check_groups, debiased_bias, noise_floor
 from ..metrics import perplexity as mean_perplexity
 from .models import LM
-from .toxicity import compose
+from .toxicity import texts_to_score
 
 # %% ../../nbs/language/07_model_metrics.ipynb #c005
 _tokenizer_hashes = WeakKeyDictionary() # a large vocabulary takes 0.1 s
@@ -151,7 +151,7 @@ def subset(self:SampledToxicity, rows) -> SampledToxicity:
 def measure(self:SampledToxicity, lm:LM) -> np.ndarray:
     options = dict(new_tokens=self.new_tokens, repeat_index=self.repeat_index, seed=self.seed)
     continuations = generate(lm, self.texts, batch_size=self.batch_size, **options)
-    return self.scorer(compose(self.texts, continuations, self.score_on))
+    return self.scorer(texts_to_score(self.texts, continuations, self.score_on))
 
 @patch
 def passes(self:SampledToxicity, lm:LM) -> dict:
@@ -173,7 +173,7 @@ def run_repeated(self:SampledToxicity, lm:LM, times:int, first=False):
                            new_tokens=1 if first else self.new_tokens)
     new, = parallel_map(sampler.sample, [np.arange(len(rows))], lm)
     if first: return None
-    texts = compose(repeated, lm.tokenizer.batch_decode(new), self.score_on)
+    texts = texts_to_score(repeated, lm.tokenizer.batch_decode(new), self.score_on)
     return np.reshape(self.scorer(texts), (-1, times))
 
 # %% ../../nbs/language/07_model_metrics.ipynb #c024

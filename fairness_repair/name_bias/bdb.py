@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .answers import answer_table, ask as sample_answers
 from .audit import audit_prompts, forms, read_names, read_questions
 from ..core import paths, unknown_name_message
-from ..language.heads import dropped
+from ..language.heads import with_heads_dropped
 from .localise import common, heads_by_attention, heads_by_knockout, input_norms, localise, name_attention, token_rows
 from ..language.models import LM
 from .smd import audit_metrics, change_of_bias, draw_bias, inlier_bounds, inlier_ratio, quantiles, smd
@@ -229,10 +229,10 @@ def without_head(self:Experiment,
     seed:int=1000,
 ) -> dict:      # key -> (SMD, inlier ratio)
     "Bias and quality in each variation while one head is knocked out."
-    s, parts, state = self.settings, [self.prompts[key] for key in self.keys], np.arange(self.lm.n) == head
+    s, parts, state = self.settings, [self.prompts[key] for key in self.keys], np.arange(self.lm.n_heads_total) == head
     def find():
         self.asked += len(parts)
-        with dropped(self.lm.model, state): said = sample_answers(self.lm, pd.concat(parts)["text"], **self.sampling(seed) | dict(draws=s.knocks))
+        with with_heads_dropped(self.lm.model, state): said = sample_answers(self.lm, pd.concat(parts)["text"], **self.sampling(seed) | dict(draws=s.knocks))
         said = iter(said)
         tables = [self.table({key: [next(said) for _ in part["name"]]}) for key, part in zip(self.keys, parts)]
         return [(smd(t["value"], t["majority"], sense=t["sense"].iloc[0]), inlier_ratio(t["value"], self.once("bounds", key))) for key, t in zip(self.keys, tables)]
@@ -252,9 +252,9 @@ def found_on(self:Experiment, kind, key, seed, reverse=False, **shares): # mask 
 
 @patch
 def knocked_out(self:Experiment, keys): # state: the heads whose knock-out lowers mean |SMD| most and keeps nine tenths of the inliers
-    found = np.array([[self.once("without_head", h)[key] for key in keys] for h in range(-1, self.lm.n)])
+    found = np.array([[self.once("without_head", h)[key] for key in keys] for h in range(-1, self.lm.n_heads_total)])
     bias, inliers = np.abs(found[..., 0]).mean(1), found[..., 1].mean(1)
-    return heads_by_knockout(lambda states: np.where(inliers >= .9*inliers[0], bias, np.nan), self.lm.n, most=self.settings.most - self.settings.less)
+    return heads_by_knockout(lambda states: np.where(inliers >= .9*inliers[0], bias, np.nan), self.lm.n_heads_total, most=self.settings.most - self.settings.less)
 
 @patch
 def found_on_all(self:Experiment, kind, keys, seed, **shares): # what the repairs of several variations have in common
@@ -303,7 +303,7 @@ def recipe(self:Experiment, kind, strategy, key, **shares): # everything a repai
 
 @patch
 def without(self:Experiment, found): # the context manager that drops it
-    return dropped(self.lm.model, found) if isinstance(found, np.ndarray) else masked(self.lm, found)
+    return with_heads_dropped(self.lm.model, found) if isinstance(found, np.ndarray) else masked(self.lm, found)
 
 # %% ../../nbs/name_bias/06_bdb.ipynb #c036
 @patch

@@ -19,8 +19,8 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..language.heads import candidates, find_blocks, head_width
-from ..language.models import LM, quiet
+from ..language.heads import find_blocks, find_output_projections, head_width
+from ..language.models import LM, no_progress_bars
 
 # %% ../../nbs/name_bias/03_weights.ipynb #c005
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def block_parts(
     width:int,       # of all heads together
 ) -> list:           # (part, path inside the block, module), in the order of the model
     "The projections of one layer; the attention output is the matrix that `heads` knows."
-    output = candidates(block, width)
+    output = find_output_projections(block, width)
     return [("o" if name in output else part_of[last], name, m) for name, m in block.named_modules()
             if isinstance(m, (nn.Linear, Conv1D)) and (name in output or (last := name.split(".")[-1]) in part_of)]
 
@@ -243,7 +243,7 @@ def save_masked(
     "Write the model without these weights, its tokenizer, `mask.safetensors` and `mask.json`."
     folder = Path(folder)
     (folder/"mask.json").unlink(missing_ok=True)
-    with masked(lm, mask), quiet(): lm.model.save_pretrained(folder)
+    with masked(lm, mask), no_progress_bars(): lm.model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
     save_file({name: i.astype(np.int32 if math.prod(mask.shapes[name]) <= 2**31 else np.int64) for name, i in mask.indices.items()}, folder/"mask.safetensors")
     record = dict(model=lm.name, pruned=len(mask), weights=mask.total, shapes=mask.shapes)

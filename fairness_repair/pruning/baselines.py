@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core import unknown_name_message
 from .fasp import check_scores
-from ..language.heads import attention_outputs
+from ..language.heads import attention_output_projections
 from ..language.models import LM
 
 # %% ../../nbs/pruning/04_baselines.ipynb #c005
@@ -28,7 +28,7 @@ def scaled(
             x = args[0].unflatten(-1, (site.n_heads, site.head_dim))
             return (x*mask[site.layer, :, None].to(x)).flatten(-2), *args[1:]
         return site.module.register_forward_pre_hook(hook)
-    hooks = [turn(site) for site in attention_outputs(model)]
+    hooks = [turn(site) for site in attention_output_projections(model)]
     try: yield model
     finally:
         for hook in hooks: hook.remove()
@@ -99,8 +99,8 @@ def magnitude(
 ) -> np.ndarray:     # L2 norm of each head's weights, relative to the largest, shape (n,)
     "How heavy each head is."
     found = []
-    for site in attention_outputs(model):
-        total = site.heads().detach().double().square().sum((1, 2))
+    for site in attention_output_projections(model):
+        total = site.weight_by_head().detach().double().square().sum((1, 2))
         for part in input_squares(model.get_submodule(site.name.rpartition(".")[0]), site.n_heads, site.head_dim):
             shared = site.n_heads//len(part) # query heads per key-value head
             total = total + part.repeat_interleave(shared)/shared

@@ -106,7 +106,7 @@ def against_original(
     repeats:int=500, # permutations, and bootstrap draws
 ) -> pd.DataFrame: # (k, ...): dropped; original, noise_floor: the model's bias and that of a fair model; bias, bias_corrected, toxicity, perplexity relative to the model; low, high, p, detectable of the bias; shown
     "What dropping does to a model."
-    nothing = np.zeros(bench.lm.n, bool)
+    nothing = np.zeros(bench.lm.n_heads_total, bool)
     origin, *after = bench([nothing, *states]).to_dict("records")
     before, scale, rows = bench.scores(nothing), origin["bias"], []
     for state, row in zip(states, after):

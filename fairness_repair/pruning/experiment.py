@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from ..core import paths, unknown_name_message
 from ..language.evaluator import Evaluator
 from ..language.model_metrics import NextTokenToxicity, SampledToxicity, TextPerplexity
-from ..language.models import LM, shipped
+from ..language.models import LM, MODELS_WITH_PROMPTS
 from ..toy_models.organism import insults
 from ..language.prompts import load_prompts, sample_prompts
 from ..states import Space
@@ -51,7 +51,7 @@ class Protocol:
 
 # %% ../../nbs/pruning/03_experiment.ipynb #c007
 presets = {name: Protocol(prompts=name, text=name, scorer="next word", dtype="float32", search=12, single=12, selection=24, report=0,
-                          search_tokens=2200, selection_tokens=4400, report_tokens=0, protect=0., least=0., most=.5, limit=1.1, budget=170, keep=14, seeds=3) for name in shipped}
+                          search_tokens=2200, selection_tokens=4400, report_tokens=0, protect=0., least=0., most=.5, limit=1.1, budget=170, keep=14, seeds=3) for name in MODELS_WITH_PROMPTS}
 
 def protocol(
     model:str, # as for `load`

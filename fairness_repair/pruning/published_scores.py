@@ -14,22 +14,22 @@ import pandas as pd
 
 from ..core import fetch, slug, unknown_name_message
 from .fasp import single_heads
-from ..language.models import shipped
+from ..language.models import MODELS_WITH_PROMPTS
 from ..toy_models.organism import load_truth, settings as built
-from ..language.prompts import aliases, name_axis
+from ..language.prompts import AXIS_ALIASES, resolve_axis
 from ..states import state_numbers
 
 # %% ../../nbs/pruning/05_published_scores.ipynb #c005
 hub_ids = {slug(name): name for name in ("distilgpt2", "gpt2", "EleutherAI/gpt-neo-125M", "EleutherAI/gpt-neo-1.3B", "EleutherAI/gpt-j-6B", "meta-llama/Llama-2-7b-chat-hf")}
 with_seeds = ("distilgpt2", "gpt2", "gpt-neo-1.3B", "Llama-2-7b-chat-hf")
-short = {long: name for name, long in aliases.items()}
+short = {long: name for name, long in AXIS_ALIASES.items()}
 
 def published_name(
     model:str, # hub id or its last part
 ) -> str:      # a key of `hub_ids`
     "The published model that is meant."
     known = {name.lower(): name for name in hub_ids}
-    if (found := known.get(slug(model).lower())) is None: raise ValueError(unknown_name_message("published model", model, [*hub_ids, *shipped]))
+    if (found := known.get(slug(model).lower())) is None: raise ValueError(unknown_name_message("published model", model, [*hub_ids, *MODELS_WITH_PROMPTS]))
     return found
 
 # %% ../../nbs/pruning/05_published_scores.ipynb #c008
@@ -75,7 +75,7 @@ def published_scores(
     model:str, # "tiny", a published model's name or hub id
 ) -> HeadScores:
     "Head scores that need no measuring."
-    if model in shipped: return exact_scores(model)
+    if model in MODELS_WITH_PROMPTS: return exact_scores(model)
     name = published_name(model)
     shape = json.loads(fetch("fasp_reference/models_config.json").read_text(encoding="utf-8"))[hub_ids[name]]
     return read_contributions(fetch("fasp_reference/head_contributions.json"), name, shape)
@@ -91,7 +91,7 @@ def read_seeds(
 ) -> pd.DataFrame: # heads x seeds, NaN where a run is missing
     "One measurement per head and seed."
     rows = pd.read_csv(path)
-    rows = rows[(rows["Group"] == name_axis(axis, rows["Group"].unique())) & (rows["Split"] == split)]
+    rows = rows[(rows["Group"] == resolve_axis(axis, rows["Group"].unique())) & (rows["Split"] == split)]
     if rows.empty: raise ValueError(f"no rows of the {split} split for axis {axis!r}: use split='valid'")
     table = rows.assign(head=rows["Head id"].astype(int) - 1).pivot(index="head", columns="Seed", values=column)
     return table.reindex(range(heads)).rename(columns="seed {}".format).rename_axis(columns=None)

@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest, torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from fairness_repair.core import paths
-from fairness_repair.language.heads import dropped
+from fairness_repair.language.heads import with_heads_dropped
 from fairness_repair.language.models import load
 from fairness_repair.app.repair import main, repair
 
@@ -95,7 +95,7 @@ def tokens_masked(lm, heads, text):
     state = np.zeros((lm.n_layers, lm.n_heads), bool)
     for layer, head in heads: state[layer, head] = True
     ids = lm.tokenizer(text, return_tensors="pt")["input_ids"]
-    with dropped(lm.model, state): return lm.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12).tolist()
+    with with_heads_dropped(lm.model, state): return lm.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12).tolist()
 
 
 def test_saved_model_says_what_the_masked_one_says(undisturbed, tmp_path):

@@ -5,7 +5,7 @@ from test_heads import build, listed, tokenizer, H, L, V
 from fairness_repair.language import ablation
 from fairness_repair.language.ablation import ablate_heads, ablate_layer, decoder_layers, record_layers
 from fairness_repair.language.evaluator import Evaluator
-from fairness_repair.language.heads import dropped
+from fairness_repair.language.heads import with_heads_dropped
 from fairness_repair.language.model_metrics import NextTokenToxicity, SampledToxicity, TextPerplexity
 from fairness_repair.language.models import LM
 from fairness_repair.store import Store
@@ -40,13 +40,13 @@ def is_whole(lm): return not any("forward" in vars(layer) for layer in decoder_l
 @pytest.mark.parametrize("kind", ["text", "exact", "sampled"])
 def test_ablation_by_layer_equals_one_by_one(small, kind):
     "Every head, with pieces so small that there are several of them."
-    metric, single = make_metrics(small)[kind], np.eye(small.n, dtype=bool)
+    metric, single = make_metrics(small)[kind], np.eye(small.n_heads_total, dtype=bool)
     before = small.weights_hash()
     for sizes in (dict(), dict(rows=3, tokens=20)):
         recorded = record_layers(small, metric, **sizes)
         shared = np.concatenate([ablate_layer(small, recorded, layer, range(H)) for layer in range(L)])
         for state, found in zip(single, shared):
-            with dropped(small.model, state): plain = metric(small)
+            with with_heads_dropped(small.model, state): plain = metric(small)
             np.testing.assert_allclose(found, plain, rtol=2e-5, atol=1e-6)
     assert small.weights_hash() == before and is_whole(small)
 

@@ -175,6 +175,6 @@ def test_no_cluster_means_the_same_evaluators():
     assert distribute(evaluators, "") is evaluators
 
 
-@pytest.mark.skipif(bool(find_spec("ray")), reason="shows the message where Ray is missing, and Ray is installed")
+@pytest.mark.skipif(bool(find_spec("ray")), reason="shows the message where Ray is missing; Ray is installed")
 def test_without_ray_the_message_says_how_to_get_it():
     with pytest.raises(ValueError, match="pip install"): connect("local")

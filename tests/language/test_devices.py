@@ -9,7 +9,7 @@ from fairness_repair.pruning.attention_pruning import Surrogates
 from fairness_repair.name_bias.bdb import Experiment, design
 from fairness_repair.pruning.surrogate_annealing import anneal_surrogates
 from fairness_repair.language.generation import generate
-from fairness_repair.language.heads import dropped, prune
+from fairness_repair.language.heads import prune, with_heads_dropped
 from fairness_repair.language.ablation import ablate_heads
 from fairness_repair.language.models import LM, load
 from fairness_repair.pruning.experiment import build_evaluator, protocol
@@ -35,7 +35,7 @@ def evaluator(lm): return build_evaluator(protocol("tiny"), lm, "search", prompt
 def measured(lm): return evaluator(lm)(states).drop(columns="state").to_numpy()
 
 def sampled(lm):
-    with dropped(lm.model, state): return generate(lm, ["the man is", "a woman was", "they are", "he"], new_tokens=8)
+    with with_heads_dropped(lm.model, state): return generate(lm, ["the man is", "a woman was", "they are", "he"], new_tokens=8)
 
 def together(lm):
     return [measure_batched(lm, metric, np.array(states)) for metric in evaluator(lm).metrics.values()]

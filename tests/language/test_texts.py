@@ -4,7 +4,7 @@ import datasets
 import pytest
 
 from fairness_repair.language import texts
-from fairness_repair.core import paths
+from fairness_repair.language.models import MODELS_WITH_PROMPTS
 from fairness_repair.language.texts import load_text
 
 import needs
@@ -16,7 +16,7 @@ def test_wikitext2_joins_are_exact():
     [fasp] = load_text("wikitext2", "report", join="fasp")
     assert len(fasp.encode()) == 1_287_656  # the size of the file in FASP's repository
     [recipe] = load_text("wikitext2", "report")
-    assert len(recipe.encode()) == 1_287_656 + 2*(4358 - 1)  # two bytes between 4,358 lines, blank lines empty
+    assert len(recipe.encode()) == 1_287_656 + 2*(4358 - 1)  # two bytes between 4,358 lines
     assert recipe.startswith("\n\n = Robert Boulter = \n\n\n\n\n Robert Boulter is an English film")
 
 
@@ -29,9 +29,8 @@ def test_wikitext2_halves_of_the_validation_file():
     assert .45 < len(halves[0])/len("".join(halves)) < .55
 
 
-@pytest.mark.parametrize("source", ["tiny", "tiny-equal"])
+@pytest.mark.parametrize("source", MODELS_WITH_PROMPTS)
 def test_embedded_texts(source):
-    if not (paths.data/source/"text.report.txt").exists(): pytest.skip(f"data/{source}/text.report.txt is not built yet")
     parts = [load_text(source, split) for split in ("search", "selection", "report")]
     assert all(len(part) > 10 and all(line.strip() and "\n" not in line for line in part) for part in parts)
 
@@ -39,7 +38,8 @@ def test_embedded_texts(source):
 @pytest.fixture
 def corpus(tmp_path):
     files = {"validation": [" a \n", "", " b \n", " c \n"], "test": [" d \n"]}
-    for name, lines in files.items(): datasets.Dataset.from_dict({"text": lines}).to_parquet(tmp_path/f"{name}.parquet")
+    for name, lines in files.items():
+        datasets.Dataset.from_dict({"text": lines}).to_parquet(tmp_path/f"{name}.parquet")
     return tmp_path
 
 
@@ -55,7 +55,8 @@ def test_a_hub_id_is_split_into_name_and_configuration(monkeypatch):
     asked = []
     def load(*where, **how):
         asked.append((where, how))
-        return {name: datasets.Dataset.from_dict({"text": [f"{name} {i}\n" for i in range(4)]}) for name in ("train", "validation", "test")}
+        lines = {name: [f"{name} {i}\n" for i in range(4)] for name in ("train", "validation", "test")}
+        return {name: datasets.Dataset.from_dict({"text": part}) for name, part in lines.items()}
     monkeypatch.setattr(texts, "load_dataset", load)
     assert load_text("owner/name:config", "search", join="fasp") == ["validation 0\nvalidation 1\n"]
     assert asked == [(("owner/name", "config"), {"cache_dir": None})]
@@ -64,10 +65,13 @@ def test_a_hub_id_is_split_into_name_and_configuration(monkeypatch):
 def test_a_hub_that_cannot_be_reached_is_one_clear_error(monkeypatch):
     def load(*where, **how): raise ConnectionError("Couldn't reach 'owner/name' on the Hub")
     monkeypatch.setattr(texts, "load_dataset", load)
-    with pytest.raises(FileNotFoundError, match="text 'owner/name' could not be read: Couldn't reach"): load_text("owner/name", "report")
+    message = "text 'owner/name' could not be read: Couldn't reach"
+    with pytest.raises(FileNotFoundError, match=message): load_text("owner/name", "report")
 
 
-@pytest.mark.parametrize("content, message", [(b"", "holds no UTF-8 text"), (b"caf\xe9\n", "holds no UTF-8 text"), (b"one line", "too few lines"), (b"\n"*9, "too few lines")])
+@pytest.mark.parametrize("content, message", [
+    (b"", "holds no UTF-8 text"), (b"caf\xe9\n", "holds no UTF-8 text"), (b"one line", "too few lines"),
+    (b"\n"*9, "too few lines")])
 def test_wrong_files_get_one_clear_error(tmp_path, content, message):
     (tmp_path/"mine.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message): load_text(tmp_path/"mine.txt", "search")
@@ -75,12 +79,14 @@ def test_wrong_files_get_one_clear_error(tmp_path, content, message):
 
 def test_a_corpus_without_a_text_column(tmp_path):
     datasets.Dataset.from_dict({"texts": ["a"]}).to_parquet(tmp_path/"test.parquet")
-    with pytest.raises(ValueError, match="unknown column 'text'. Did you mean 'texts'"): load_text(tmp_path, "report")
+    message = "unknown column 'text'. Did you mean 'texts'"
+    with pytest.raises(ValueError, match=message): load_text(tmp_path, "report")
 
 
 def test_only_line_feeds_end_a_line(tmp_path):
     (tmp_path/"mine.txt").write_bytes("a\u2028a\r\nb\nc\nd\ne".encode())
-    parts = [load_text(tmp_path/"mine.txt", split, join="fasp")[0] for split in ("search", "selection", "report")]
+    splits = ("search", "selection", "report")
+    parts = [load_text(tmp_path/"mine.txt", split, join="fasp")[0] for split in splits]
     assert parts == ["a\u2028a\n", "b\n", "c\nd\ne"]
 
 
@@ -92,5 +98,4 @@ def test_a_changed_file_is_read_again(tmp_path):
 
 @pytest.mark.parametrize("source", ["wikitext", "no/such/file.txt", "none.txt", ""])
 def test_unknown_sources_are_refused_without_a_network(source):
-    with pytest.raises(FileNotFoundError, match="unknown text|mine.txt") as caught: load_text(source, "search")
-    assert "Or a text file" in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="unknown text.*Or a text file"): load_text(source, "search")

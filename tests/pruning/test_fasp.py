@@ -7,7 +7,7 @@ from fairness_repair.pruning.baselines import in_float32, loss_gradient, magnitu
 from fairness_repair.core import paths
 from fairness_repair.pruning.fasp import alphas, fasp, gammas
 from fairness_repair.language.likelihood import Window
-from fairness_repair.language.heads import attention_outputs, dropped
+from fairness_repair.language.heads import attention_output_projections, with_heads_dropped
 from fairness_repair.language.models import LM
 from fairness_repair.pruning.published_scores import hub_ids, published_name, published_scores, published_seeds
 from fairness_repair.pruning.reliability import agreement
@@ -87,11 +87,11 @@ def test_gpt_neo_1_3b_was_measured_in_two_regimes():
 
 def loss_without(model, head=None, factor=1.):
     "Loss with one head's slice of the output projection scaled."
-    site = attention_outputs(model)[head[0]] if head else None
+    site = attention_output_projections(model)[head[0]] if head else None
     with torch.no_grad():
-        if head: site.heads()[head[1]] *= factor
+        if head: site.weight_by_head()[head[1]] *= factor
         found = torch.nn.functional.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
-        if head: site.heads()[head[1]] /= factor
+        if head: site.weight_by_head()[head[1]] /= factor
     return found
 
 
@@ -112,9 +112,9 @@ def test_gradient_at_zero_is_that_of_zeroed_weights(kind):
     model, state = build(kind).double(), np.zeros(L*H, bool)
     state[H] = True
     with torch.no_grad():
-        site = attention_outputs(model)[1]
-        site.heads()[1:] *= .1 # keep the loss smooth enough for eight points
-        site.heads()[0] *= .1
+        site = attention_output_projections(model)[1]
+        site.weight_by_head()[1:] *= .1 # keep the loss smooth enough for eight points
+        site.weight_by_head()[0] *= .1
     nodes, weights = np.polynomial.legendre.leggauss(12)
     total = 0
     for x, w in zip((nodes + 1)/2, weights/2):
@@ -122,7 +122,7 @@ def test_gradient_at_zero_is_that_of_zeroed_weights(kind):
         mask[1, 0] = x
         total += w*loss_gradient(model, ids, mask)[1, 0].item()
     whole = loss_without(model)
-    with dropped(model, state): assert abs(whole - loss_without(model) - total) < 1e-5
+    with with_heads_dropped(model, state): assert abs(whole - loss_without(model) - total) < 1e-5
 
 
 @pytest.mark.parametrize("kind", listed)
@@ -139,8 +139,8 @@ def test_gradient_of_half_precision_is_taken_in_float32(kind):
 @pytest.mark.parametrize("kind", listed)
 def test_magnitude_counts_every_attention_weight_once(kind):
     model = build(kind)
-    attention = [model.get_submodule(site.name.rpartition(".")[0]) for site in attention_outputs(model)]
-    outputs = {id(site.module.bias) for site in attention_outputs(model)}
+    attention = [model.get_submodule(site.name.rpartition(".")[0]) for site in attention_output_projections(model)]
+    outputs = {id(site.module.bias) for site in attention_output_projections(model)}
     names = ("proj", "attn", "query_key_value", "dense")
     whole = sum(p.double().square().sum().item() for a in attention for name, p in a.named_parameters()
                 if any(n in name for n in names) and "norm" not in name and id(p) not in outputs)
@@ -152,9 +152,9 @@ def head_norms(model):
     "The largest norm is 1 in `magnitude`; here it is in the weights' own units, from a copy with all but one head of zeros."
     from fairness_repair.pruning.baselines import input_squares
     found = []
-    for site in attention_outputs(model):
+    for site in attention_output_projections(model):
         parts = [p.repeat_interleave(H//len(p))*len(p)/H for p in input_squares(model.get_submodule(site.name.rpartition(".")[0]), H, site.head_dim)]
-        found += (site.heads().detach().double().square().sum((1, 2)) + sum(parts)).sqrt().tolist()
+        found += (site.weight_by_head().detach().double().square().sum((1, 2)) + sum(parts)).sqrt().tolist()
     return found
 
 
@@ -162,7 +162,7 @@ def head_norms(model):
 def test_magnitude_gives_weights_to_the_right_head(kind):
     "Doubling what `magnitude` counts for a key-value group changes the outputs of its heads and of no others."
     model = build(kind)
-    site = attention_outputs(model)[0]
+    site = attention_output_projections(model)[0]
     attention, seen = model.get_submodule(site.name.rpartition(".")[0]), []
     hook = site.module.register_forward_pre_hook(lambda module, args: seen.append(args[0].unflatten(-1, (H, -1)).detach().clone()))
     for name, module in attention.named_children():
