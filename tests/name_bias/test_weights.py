@@ -8,7 +8,7 @@ from fairness_repair.name_bias import weights
 from fairness_repair.name_bias.localise import input_norms, localise, name_attention, padded, scores, token_rows, top_share
 from fairness_repair.language.models import LM, load
 from fairness_repair.name_bias.weights import Mask, empty_mask, load_mask, mask_table, masked, overlap, projections, random_mask, save_masked
-from test_heads import H, L, V, batch, build, by_structure, fingerprint, gqa, listed, logits, tokenizer
+from families import H, L, V, batch, build, by_structure, fingerprint, gqa, listed, logits, tokenizer
 
 refused = ("mixtral", "deepseek_v3")
 kinds = [*listed, *(kind for kind in by_structure if kind not in refused)]

@@ -1,7 +1,7 @@
 "FASP: the published rule on the published scores, and baselines on many architectures."
 
 import numpy as np, pandas as pd, pytest, torch
-from test_heads import build, listed, tokenizer, H, L, V
+from families import build, listed, tokenizer, H, L, V
 
 from fairness_repair.pruning.baselines import in_float32, loss_gradient, magnitude, mask_gradient
 from fairness_repair.core import paths
