@@ -1,6 +1,6 @@
 "Ablation by layer equals one head after the other, on many architectures."
 import numpy as np, pandas as pd, pytest, torch
-from test_heads import build, listed, tokenizer, H, L, V
+from families import build, listed, tokenizer, H, L, V
 
 from fairness_repair.language import ablation
 from fairness_repair.language.ablation import ablate_heads, ablate_layer, decoder_layers, record_layers
