@@ -1,16 +1,17 @@
 "Attention Pruning: splits without overlap, budgets that hold, collections that survive a kill."
 import itertools
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np, pytest
 
 from fairness_repair.language.models import load
 from fairness_repair.language.prompts import load_prompts
+from fairness_repair.language.subsampling import Subsampling
 from fairness_repair.language.texts import load_text
 from fairness_repair.pruning.active_search import active_search
-from fairness_repair.pruning.attention_pruning import Fractions, Objective, sample_states
+from fairness_repair.pruning.attention_pruning import Objective, sample_states
 from fairness_repair.pruning.experiment import (ExperimentConfig, PAPER_MODELS, UNPUBLISHED_FIELDS,
-                                                build_bench, build_benches, make_config, published_config)
+                                                build_evaluator, build_evaluators, make_config, published_config)
 from fairness_repair.pruning.replay import TableEvaluator
 from fairness_repair.pruning.search_methods import SEARCH_METHODS, propose
 from fairness_repair.states import SearchSpace
@@ -39,17 +40,17 @@ def no_overlap(parts):
 
 @pytest.mark.parametrize("axis", ["gender", "race", "nationality", "age"])
 def test_purposes_share_no_prompt_and_no_text(tiny, axis):
-    benches = build_benches(make_config("tiny", axis=axis), tiny)
-    no_overlap({split: benches[split].toxicity.texts for split in splits})
+    evaluators = build_evaluators(make_config("tiny", axis=axis), tiny)
+    no_overlap({split: evaluators[split].toxicity.texts for split in splits})
     no_overlap({split: load_text("tiny", split) for split in splits})
-    windows = lambda bench: [bytes(np.asarray(w.ids, np.int32)) for w in bench.reading.windows]
-    no_overlap({split: windows(benches[split]) for split in splits})
+    windows = lambda evaluator: [bytes(np.asarray(w.ids, np.int32)) for w in evaluator.text.windows]
+    no_overlap({split: windows(evaluators[split]) for split in splits})
 
 
 def test_purposes_share_no_sampling_noise(tiny):
     settings = make_config("tiny", scorer="words:lazy,dirty", new_tokens=2)
-    benches = build_benches(settings, tiny)
-    seeds = [benches[split].toxicity.settings["seed"] for split in splits]
+    evaluators = build_evaluators(settings, tiny)
+    seeds = [evaluators[split].toxicity.seed for split in splits]
     assert len(set(seeds)) == 3
 
 
@@ -70,33 +71,28 @@ def test_wikitext_is_cut_in_three():
 
 def test_fractions_are_drawn_from_one_purpose_only(tiny):
     "What a state meets is a part of the search data, whatever the state."
-    benches = build_benches(make_config("tiny"), tiny)
-    part = Fractions(benches["search"], eta_bias=.3, eta_ppl=.3)
-    met = {text for state in np.eye(16, dtype=bool) for text in part.at(state).toxicity.texts}
-    assert met <= set(benches["search"].toxicity.texts) and len(met) > 24
-
-
-def half(bench): return Fractions(bench, eta_bias=.5, eta_ppl=.5)
+    search = build_evaluators(replace(make_config("tiny"), data_share=.3), tiny)["search"]
+    met = {text for state in np.eye(16, dtype=bool) for text in search.metrics["toxicity"].for_state(state).texts}
+    assert met <= set(search.toxicity.texts) and len(met) > 24
 
 
 def test_collection_survives_a_kill(tiny, tmp_path):
     "Ctrl-C after five states: they are in the store, and the next run measures only the others."
-    def bench():
-        store = Store(tmp_path/"s.sqlite")
-        return half(build_bench(make_config("tiny"), tiny, "search", prompts=6, tokens=200, store=store))
+    def half(store=None):
+        return build_evaluator(make_config("tiny"), tiny, "search", prompts=6, tokens=200, store=store,
+                               subsampling=Subsampling(.5, .5))
     class Killed:
-        def __init__(self): self.bench, self.left = bench(), 6
+        def __init__(self): self.evaluator, self.left = half(Store(tmp_path/"s.sqlite")), 6
         def __call__(self, states):
             self.left -= len(states)
             if self.left < 0: raise RuntimeError("killed")
-            return self.bench(states)
+            return self.evaluator(states)
     space = SearchSpace(16, 1, 8)
     with pytest.raises(RuntimeError): sample_states(Objective(Killed(), free=np.ones(16)), space, budget=12)
-    again = bench()
+    again = half(Store(tmp_path/"s.sqlite"))
     states = sample_states(Objective(again, free=np.ones(16)), space, budget=12)
-    assert len(states) == 12 and again.measured == 2*12 - 2*5
-    fresh = half(build_bench(make_config("tiny"), tiny, "search", prompts=6, tokens=200))
-    assert (sample_states(Objective(fresh, free=np.ones(16)), space, budget=12) == states).all()
+    assert len(states) == 12 and again.counts.measured == 2*12 - 2*5
+    assert (sample_states(Objective(half(), free=np.ones(16)), space, budget=12) == states).all()
 
 
 @pytest.mark.parametrize("method", SEARCH_METHODS)
@@ -116,7 +112,7 @@ def test_no_search_overruns_its_budget(table, method):
 
 class Recorded:
     "A bench over a table that keeps what searches find."
-    description = dict(model="table")
+    def to_record(self): return dict(model="table")
     def __init__(self, table): self.table, self.store = table, Store(":memory:")
     def __call__(self, states): return self.table(states)
 

@@ -1,22 +1,17 @@
-"FASP: the published rule on the published scores, baselines and shared knock-outs on many architectures."
+"FASP: the published rule on the published scores, and baselines on many architectures."
 
 import numpy as np, pandas as pd, pytest, torch
-from families import build, listed, tokenizer, H, L, V
+from families import build, listed, H, L, V
 
 from fairness_repair.pruning.baselines import (gradient_importance, head_square_sums, loss_gradient,
                                                magnitude_scores, with_float32_weights)
 from fairness_repair.core import paths
 from fairness_repair.pruning.fasp import ALPHAS, GAMMAS, fasp
 from fairness_repair.language.likelihood import Window
-from fairness_repair.language import ablation as knockout
 from fairness_repair.language.heads import attention_output_projections, with_heads_dropped
-from fairness_repair.language.ablation import drop_each, knock_out, layers_of, record
-from fairness_repair.language.evaluator import Bench, Continuations, NextWord, Reading
-from fairness_repair.language.models import LM
 from fairness_repair.pruning.published_scores import (HUB_IDS, published_name, published_scores,
                                                       published_seeds)
 from fairness_repair.pruning.reliability import seed_agreement
-from fairness_repair.store import Store
 
 import needs
 
@@ -205,73 +200,3 @@ def test_magnitude_gives_weights_to_the_right_head(kind):
 @pytest.mark.parametrize("kind", ["phi3", "codegen", "mpt", "gpt_bigcode", "deepseek_v3"])
 def test_magnitude_refuses_what_it_does_not_know(kind):
     with pytest.raises(ValueError, match="leave magnitude out"): magnitude_scores(build(kind))
-
-
-@pytest.fixture(scope="module", params=list(listed) + ["gemma2", "qwen3", "bloom", "mixtral"])
-def small(request): return LM("mine", build(request.param), tokenizer())
-
-
-class Odd:
-    "A scorer: the share of odd words."
-    name = "odd"
-    def __call__(self, texts):
-        return np.array([np.mean([int(w[1:]) % 2 for w in t.split()] or [0]) for t in texts])
-
-
-def probes(lm):
-    rng = np.random.default_rng(0)
-    text = lambda n: " ".join(f"w{i}" for i in rng.integers(4, V, n))
-    rows = [(text(rng.integers(2, 9)), group) for group in "ab" for _ in range(5)]
-    prompts, documents = pd.DataFrame(rows, columns=["text", "group"]), [text(n) for n in (30, 12, 2)]
-    return dict(reading=Reading(lm, documents, window=16), words=NextWord(prompts, ["w5", "w6", "w40"]),
-                texts=Continuations(prompts, Odd(), new_tokens=5))
-
-
-@pytest.mark.parametrize("kind", ["reading", "words", "texts"])
-def test_shared_knock_outs_equal_plain_ones(small, kind):
-    "Every head, with pieces so small that there are several of them."
-    probe, single = probes(small)[kind], np.eye(small.n_heads_total, dtype=bool)
-    before = small.weights_hash()
-    for sizes in (dict(), dict(rows=3, tokens=20)):
-        known = record(small, probe, **sizes)
-        shared = np.concatenate([drop_each(small, known, layer, range(H)) for layer in range(L)])
-        for state, found in zip(single, shared):
-            with with_heads_dropped(small.model, state): plain = probe(small)
-            np.testing.assert_allclose(found, plain, rtol=2e-5, atol=1e-6)
-    assert small.weights_hash() == before and not any("forward" in vars(b) for b in layers_of(small))
-
-
-def test_layers_are_whole_after_an_error():
-    lm = LM("mine", build("llama"), tokenizer())
-    probe = probes(lm)["texts"]
-    known = record(lm, probe)
-    whole = probe(lm)
-    probe.scorer = None
-    with pytest.raises(TypeError): drop_each(lm, known, 1, [0])
-    probe.scorer = Odd()
-    assert (probe(lm) == whole).all() and not any("forward" in vars(b) for b in layers_of(lm))
-
-
-def test_scan_resumes_layer_by_layer(monkeypatch):
-    "A scan that stops in its second layer has stored its first."
-    lm = LM("mine", build("gpt2"), tokenizer())
-    p, store = probes(lm), Store(":memory:")
-    bench, seen, usual = Bench(lm, p["texts"], p["reading"], store=store), [], knockout.drop_each
-    def stop(lm, known, layer, heads):
-        if layer == 1: raise KeyboardInterrupt
-        return usual(lm, known, layer, heads)
-    monkeypatch.setattr(knockout, "drop_each", stop)
-    with pytest.raises(KeyboardInterrupt): knock_out({("a", 0): bench})
-    monkeypatch.setattr(knockout, "drop_each", lambda *args: seen.append(args[2:]) or usual(*args))
-    knock_out({("a", 0): bench})
-    heads = [0, 1, 2, 3]
-    assert seen == [(1, heads), (0, heads), (1, heads)], "text: its second layer; prompts: both"
-
-
-def test_half_precision_is_kept_apart():
-    lm = LM("mine", build("llama").to(torch.bfloat16), tokenizer())
-    p = probes(lm)
-    bench = Bench(lm, p["texts"], p["reading"])
-    knock_out({("a", 0): bench}, heads=[0])
-    bench(np.eye(lm.n_heads_total, dtype=bool)[:1])
-    assert len({i for i, in bench.store.db.execute("select id from protocols")}) == 4
