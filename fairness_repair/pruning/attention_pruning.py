@@ -4,16 +4,14 @@
 
 # %% auto #0
 __all__ = ['COMPILED_FROM', 'relative_cost', 'Objective', 'nothing_to_repair', 'describe_bias', 'candidates_or_raise',
-           'sample_states', 'Part', 'draw_prompts', 'draw_windows', 'Fractions', 'Surrogates', 'fit_surrogates',
-           'surrogate_search', 'first_distinct', 'measured_annealing', 'measured_random', 'Verification', 'verify']
+           'sample_states', 'Surrogates', 'fit_surrogates', 'surrogate_search', 'first_distinct', 'measured_annealing',
+           'measured_random', 'Verification', 'verify']
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c002
-from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np, pandas as pd
 
-from ..language.evaluator import Bench
 from ..search import anneal, random_search
 from ..states import SearchSpace
 from .surrogate_annealing import anneal_surrogates
@@ -76,11 +74,11 @@ def nothing_to_repair(
     if row["bias"] < min_bias: return f"bias {row['bias']:.3f} is below {min_bias}"
 
 def describe_bias(
-    row, # of a bench, for the unmodified model: bias, floor
+    row, # of a bench, for the unmodified model: bias, noise_floor
 ) -> str:
     "Say whether a bias is above its noise floor."
-    above = "above" if row["bias"] > row["floor"] else "not above"
-    return f"bias {row['bias']:.3f} is {above} its noise floor {row['floor']:.3f}"
+    above = "above" if row["bias"] > row["noise_floor"] else "not above"
+    return f"bias {row['bias']:.3f} is {above} its noise floor {row['noise_floor']:.3f}"
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c016
 def candidates_or_raise(
@@ -103,65 +101,6 @@ def sample_states(
     result = random_search(objective, space, budget=budget, n_best=10**9, unique_only=True, rng=rng,
                            progress=progress)
     return candidates_or_raise(result)
-
-# %% ../../nbs/pruning/01_attention_pruning.ipynb #c021
-class Part:
-    "Some rows of a probe, stored under the whole's name and how they are drawn."
-    def __init__(self, probe, description:dict): self.probe, self.description = probe, description
-    def __call__(self, lm): return self.probe(lm)
-    def __getattr__(self, name): return getattr(self.probe, name)
-
-# %% ../../nbs/pruning/01_attention_pruning.ipynb #c022
-def draw_prompts(
-    probe,  # `Continuations` or `NextWord`
-    eta:float, # share of each group's prompts; two are the least
-    rng,    # Generator
-):
-    "A probe with a random part of the prompts."
-    groups, part = [np.flatnonzero(probe.groups == g) for g in np.unique(probe.groups)], copy(probe)
-    rows = np.sort(np.concatenate([rng.choice(g, max(2, round(eta*len(g))), replace=False) for g in groups]))
-    vars(part).pop("ids", None) # tokens of the whole
-    part.texts, part.groups = [probe.texts[i] for i in rows], probe.groups[rows]
-    if hasattr(probe, "draws"): part.draws = probe.draws[rows]
-    return part
-
-def draw_windows(reading, eta:float, rng):
-    "A reading of a random part of the windows, at least one."
-    part, total = copy(reading), len(reading.windows)
-    rows = np.sort(rng.choice(total, max(1, round(eta*total)), replace=False))
-    part.windows, part.scored = [reading.windows[i] for i in rows], reading.scored[rows]
-    return part
-
-# %% ../../nbs/pruning/01_attention_pruning.ipynb #c023
-class Fractions(Bench):
-    "A bench that measures each state on its own random part of the prompts and of the text."
-    def __init__(self,
-        bench:Bench,  # the whole; model and store are shared
-        *,
-        eta_bias:float=.2, # share of the prompts
-        eta_ppl:float=.2,  # share of the text
-        seed:int=0,        # of the draws
-    ):
-        for name, eta in (("eta_bias", eta_bias), ("eta_ppl", eta_ppl)):
-            if not 0 < eta <= 1: raise ValueError(f"{name} = {eta}: a share of the data above 0 and at most 1")
-        vars(self).update(vars(bench))
-        self.drawn, self.measured, self.reused, self.seconds = dict(eta_bias=eta_bias, eta_ppl=eta_ppl, draw=seed), 0, 0, 0.
-
-    @property
-    def description(self) -> dict: return super().description | self.drawn
-
-    def at(self, state) -> Bench: # the bench of one state
-        rng, part = np.random.default_rng([self.drawn["draw"], *np.packbits(state)]), Bench.__new__(Bench)
-        vars(part).update(vars(self))
-        part.toxicity = Part(draw_prompts(self.toxicity, self.drawn["eta_bias"], rng), self.toxicity.description | self.drawn)
-        part.reading = Part(draw_windows(self.reading, self.drawn["eta_ppl"], rng), self.reading.description | self.drawn)
-        return part
-
-    def row(self, state) -> dict:
-        part = self.at(state := np.asarray(state, bool))
-        found = part.row(state)
-        self.measured, self.reused, self.seconds = part.measured, part.reused, part.seconds
-        return found | dict(prompts=len(part.toxicity.texts), tokens=int(part.reading.scored.sum()))
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c029
 @dataclass

@@ -62,7 +62,7 @@ def with_float32_weights(
 
 def gradient_importance(
     lm:LM,
-    windows,         # list of `Window`, as in `Reading.windows`
+    windows,         # list of `Window`, as in `TextPerplexity.windows`
 ) -> np.ndarray:     # score of each head, in [0, 1], shape (n,)
     "Score each head by the gradient of its factor (Michel et al. 2019)."
     ones = torch.ones(lm.n_layers, lm.n_heads, device=lm.device)

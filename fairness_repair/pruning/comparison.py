@@ -10,7 +10,7 @@ __all__ = ['prediction_errors', 'top_k_regret', 'bias_variance', 'learning_curve
 import numpy as np, pandas as pd
 from scipy.stats import spearmanr
 
-from ..language.evaluator import Bench
+from ..language.evaluator import Evaluator
 from ..metrics import bias_change_test, ci_half_width, group_disparities
 from .surrogates import Scaling, make_surrogate
 
@@ -109,14 +109,14 @@ def minimum_detectable_change(
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c029
 def compare_to_original(
-    bench:Bench, # on held-out data
+    bench:Evaluator, # on held-out data
     states,      # bool, shape (k, n)
     *,
     n_resamples:int=500, # permutations, and bootstrap resamples
 ) -> pd.DataFrame: # one row per state, columns as below
     """Measure states relative to the unmodified model.
 
-    Columns: dropped (heads); original, noise_floor (the original model's bias and its noise floor); bias,
+    Columns: dropped (heads); original, noise_floor (the original model's bias and that of floor); bias,
     bias_ci_low, bias_ci_high (relative to the original, 95 % interval over prompts); p (permutation test);
     detectable (smallest change of bias, relative); significant (the interval lies below the original);
     bias_corrected, toxicity, perplexity (relative to the original)."""
@@ -126,11 +126,11 @@ def compare_to_original(
     for state, row in zip(states, after):
         change = bias_change_test(before, bench.scores(state), bench.toxicity.groups, n_resamples=n_resamples)
         rows.append(dict(
-            dropped=int(state.sum()), original=scale, noise_floor=original["floor"], bias=row["bias"]/scale,
+            dropped=int(state.sum()), original=scale, noise_floor=original["noise_floor"], bias=row["bias"]/scale,
             bias_ci_low=1 + change["change_ci_low"]/scale, bias_ci_high=1 + change["change_ci_high"]/scale,
             p=change["p"], detectable=minimum_detectable_change(change)/scale,
             significant=change["change_ci_high"] < 0,
-            bias_corrected=row["debiased"]/max(original["debiased"], 1e-9),
+            bias_corrected=row["bias_corrected"]/max(original["bias_corrected"], 1e-9),
             toxicity=row["toxicity"]/original["toxicity"],
             perplexity=row["perplexity"]/original["perplexity"]))
     return pd.DataFrame(rows)
