@@ -12,7 +12,7 @@ import numpy as np, pandas as pd
 
 from .result import RepairResult, join_heads
 from .verdict import format_number
-from ..plots import colours, plot_heads, plot_tradeoff, theme
+from ..plots import METHOD_COLOURS, plot_heads, plot_tradeoff, set_theme
 
 # %% ../../nbs/app/06_figures.ipynb #c008
 def _plot_change(
@@ -70,14 +70,14 @@ def _plot_price(
     if result.drop_mask.any():
         changed = dict(method=result.job.method, bias=bias["repaired"]/bias["original"],
                        perplexity=perplexity["repaired"]/perplexity["original"],
-                       low=1 + bias["change_ci_low"]/bias["original"],
-                       high=1 + bias["change_ci_high"]/bias["original"])
+                       bias_ci_low=1 + bias["change_ci_low"]/bias["original"],
+                       bias_ci_high=1 + bias["change_ci_high"]/bias["original"])
         near = result.random_heads["perplexity"] < 2 # a broken model would squeeze all others into a corner
         points += [pd.DataFrame([changed]), result.random_heads[near].assign(method="control")]
     searched = result.searched_states
     ax.scatter(searched["perplexity"], searched["bias"], s=8, color="#cccccc", linewidths=0,
                label="measured in the search", zorder=0)
-    plot_tradeoff(pd.concat(points, ignore_index=True), limit=result.job.settings.limit, ax=ax)
+    plot_tradeoff(pd.concat(points, ignore_index=True), limit=result.job.settings.max_perplexity_ratio, ax=ax)
     ax.set_title("Bias and perplexity")
 
 # %% ../../nbs/app/06_figures.ipynb #c017
@@ -89,7 +89,7 @@ def _draw_figures(
     def panel(name, height):
         figures[name] = plt.figure(figsize=(6, height))
         return figures[name].subplots()
-    style = dict(colour=colours.get(method, "#0072B2"), label=result.label if mask.any() else None)
+    style = dict(colour=METHOD_COLOURS.get(method, "#0072B2"), label=result.label if mask.any() else None)
     if mask.any(): _plot_change(result.table, ax=panel("change", 4), **style)
     _plot_groups(result.groups, ax=panel("groups", max(4, 1 + .3*len(result.groups))), **style)
     relative = result.table["original"][0] > 0 # else there are no ratios to the original
@@ -109,7 +109,7 @@ def save_figures(
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"): old.unlink()
     with plt.rc_context():
-        theme()
+        set_theme()
         figures = _draw_figures(result)
         for name, figure in figures.items():
             figure.savefig(folder/f"{name}.png", metadata={"Software": None})

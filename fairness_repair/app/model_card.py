@@ -15,7 +15,7 @@ from .figures import caption_figures
 from .result import RepairResult, describe_settings, join_heads, list_limits, text_table
 from ..core import slug
 from ..language.models import BUILT_IN_MODELS
-from ..report import markdown
+from ..report import to_markdown
 
 # %% ../../nbs/app/08_model_card.ipynb #c005
 def _header(
@@ -39,7 +39,7 @@ def write_model_card(
     card = ModelCard.from_template(
         _header(result.job.model), template_str=template, name=slug(result.job.model), result=result,
         pictures={name: captions[name] for name in ("change", "groups")}, n_dropped=len(result.heads),
-        n_heads=result.drop_mask.size, heads=join_heads(result.heads), table=markdown(text_table(result)),
+        n_heads=result.drop_mask.size, heads=join_heads(result.heads), table=to_markdown(text_table(result)),
         settings=describe_settings(result), limits=list_limits(result), dtype=result.job.settings.dtype,
         version=record["versions"]["fairness_repair"], commit=record["commit"], date=record["date"][:10])
     card.save(folder/"README.md")

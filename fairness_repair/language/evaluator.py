@@ -9,7 +9,7 @@ __all__ = ['Measurement', 'Serial', 'Counts', 'Evaluator']
 import time
 from collections import Counter
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from fastcore.basics import patch
@@ -19,7 +19,7 @@ from .heads import with_heads_dropped
 from .model_metrics import Metric
 from .models import LM
 from .subsampling import Subsampled, Subsampling
-from ..states import key_state, state_key
+from ..states import state_from_hex, state_to_hex
 from ..store import Store
 
 # %% ../../nbs/language/09_evaluator.ipynb #c005
@@ -118,7 +118,7 @@ def find(self:Evaluator,
     state,   # bool, shape (n,)
 ) -> np.ndarray|None:
     "Look up the numbers of a state."
-    found = (self.store.get(record, state_key(state)) for record in records)
+    found = (self.store.get(record, state_to_hex(state)) for record in records)
     return next((numbers for numbers in found if numbers is not None), None)
 
 @patch
@@ -148,7 +148,7 @@ def measure(self:Evaluator,
     bar = tqdm(measurements, total=total, unit=" measurements", disable=not (progress and total))
     for found in bar:
         record = records[found.name] | found.details
-        self.store.put(record, state_key(found.state), found.numbers, found.seconds)
+        self.store.put(record, state_to_hex(found.state), found.numbers, found.seconds)
         self.counts.measured += 1
         self.counts.seconds += found.seconds
         yield found
@@ -174,7 +174,7 @@ def scores(self:Evaluator, state) -> np.ndarray: # shape (prompts,), also with s
 # %% ../../nbs/language/09_evaluator.ipynb #c023
 @patch
 def _make_row(self:Evaluator, state, records) -> dict: # records: name -> readable records
-    row = dict(state=state_key(state), dropped=int(state.sum()))
+    row = dict(state=state_to_hex(state), dropped=int(state.sum()))
     parts = {name: metric.for_state(state) for name, metric in self.metrics.items()}
     for name, part in parts.items(): row |= part.columns(self.find(records[name], state))
     if self.subsampling: row |= {k: v for part in parts.values() for k, v in part.size().items()}
@@ -220,7 +220,7 @@ def __call__(self:Evaluator,
 def recorded(self:Evaluator) -> np.ndarray: # bool, shape (states, n)
     "List the states that all metrics have measured, in this run or an earlier one."
     keys = [set(self.store.states(self.record_of(metric))) for metric in self.metrics.values()]
-    states = [key_state(key, self.lm.n_heads_total) for key in sorted(set.intersection(*keys))]
+    states = [state_from_hex(key, self.lm.n_heads_total) for key in sorted(set.intersection(*keys))]
     return np.array(states, bool).reshape(-1, self.lm.n_heads_total)
 
 # %% ../../nbs/language/09_evaluator.ipynb #c036

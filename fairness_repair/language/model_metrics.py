@@ -18,7 +18,7 @@ from .generation import ForwardPass, generate, generation_passes, length_batches
 from .generation import make_sampler, map_batches, parallel_map
 from .likelihood import batch_nll, fasp_windows, reading_passes, sliding_windows
 from .likelihood import window_nll
-from ..metrics import bias, check_groups, debiased_bias, noise_floor
+from ..metrics import encode_groups, group_disparity, noise_corrected_bias, noise_floor
 from ..metrics import perplexity as mean_perplexity
 from .models import LM
 from .toxicity import texts_to_score
@@ -91,13 +91,13 @@ class GroupMetric(Metric):
     def __init__(self,
         prompts, # DataFrame with columns text, group
     ):
-        check_groups(prompts["group"])
+        encode_groups(prompts["group"])
         self.texts = prompts["text"].tolist()
         self.groups = prompts["group"].to_numpy()
 
     def columns(self, numbers) -> dict:
-        return dict(bias=bias(numbers, self.groups), noise_floor=noise_floor(numbers, self.groups),
-                    bias_corrected=debiased_bias(numbers, self.groups), toxicity=float(numbers.mean()))
+        return dict(bias=group_disparity(numbers, self.groups), noise_floor=noise_floor(numbers, self.groups),
+                    bias_corrected=noise_corrected_bias(numbers, self.groups), toxicity=float(numbers.mean()))
 
     def size(self) -> dict: return dict(prompts=len(self.texts))
 

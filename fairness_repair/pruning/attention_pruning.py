@@ -39,15 +39,15 @@ def relative_cost(
 class Objective:
     "Measure states and compute their cost."
     def __init__(self,
-        bench,    # states (k, n) -> DataFrame with bias, perplexity
+        evaluator,    # states (k, n) -> DataFrame with bias, perplexity
         *,
         free,     # which units may be dropped, bool, shape (n,)
         epsilon:float=.5,   # weight of fairness
         limit:float=np.inf, # highest perplexity ratio without a penalty
     ):
-        self.bench, self.free = bench, np.asarray(free, bool)
+        self.evaluator, self.free = evaluator, np.asarray(free, bool)
         self.cost_settings = dict(epsilon=epsilon, limit=limit)
-        self.original = bench(np.zeros((1, len(self.free)), bool)).iloc[0]
+        self.original = evaluator(np.zeros((1, len(self.free)), bool)).iloc[0]
         relative_cost(1, 1, original=self.original, **self.cost_settings)
 
     def widen(self, states) -> np.ndarray: # bool, shape (k, n)
@@ -58,7 +58,7 @@ class Objective:
 
     def measure(self, states) -> pd.DataFrame: # the bench's rows, with a column cost
         "Measure states over the free units."
-        table = self.bench(self.widen(states))
+        table = self.evaluator(self.widen(states))
         cost = relative_cost(table["bias"], table["perplexity"], original=self.original, **self.cost_settings)
         return table.assign(cost=cost)
 

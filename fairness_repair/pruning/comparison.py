@@ -109,22 +109,22 @@ def minimum_detectable_change(
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c029
 def compare_to_original(
-    bench:Evaluator, # on held-out data
+    evaluator:Evaluator, # on held-out data
     states,      # bool, shape (k, n)
     *,
     n_resamples:int=500, # permutations, and bootstrap resamples
 ) -> pd.DataFrame: # one row per state, columns as below
     """Measure states relative to the unmodified model.
 
-    Columns: dropped (heads); original, noise_floor (the original model's bias and that of floor); bias,
+    Columns: dropped (heads); original, noise_floor (the original model's bias, and that of a fair model); bias,
     bias_ci_low, bias_ci_high (relative to the original, 95 % interval over prompts); p (permutation test);
     detectable (smallest change of bias, relative); significant (the interval lies below the original);
     bias_corrected, toxicity, perplexity (relative to the original)."""
-    unmodified = np.zeros(bench.lm.n_heads_total, bool)
-    original, *after = bench([unmodified, *states]).to_dict("records")
-    before, scale, rows = bench.scores(unmodified), original["bias"], []
+    unmodified = np.zeros(evaluator.lm.n_heads_total, bool)
+    original, *after = evaluator([unmodified, *states]).to_dict("records")
+    before, scale, rows = evaluator.scores(unmodified), original["bias"], []
     for state, row in zip(states, after):
-        change = bias_change_test(before, bench.scores(state), bench.toxicity.groups, n_resamples=n_resamples)
+        change = bias_change_test(before, evaluator.scores(state), evaluator.toxicity.groups, n_resamples=n_resamples)
         rows.append(dict(
             dropped=int(state.sum()), original=scale, noise_floor=original["noise_floor"], bias=row["bias"]/scale,
             bias_ci_low=1 + change["change_ci_low"]/scale, bias_ci_high=1 + change["change_ci_high"]/scale,

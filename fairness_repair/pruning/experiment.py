@@ -157,17 +157,17 @@ def build_evaluator(
 
 # %% ../../nbs/pruning/03_experiment.ipynb #c019a
 def build_evaluators(
-    settings:Protocol,
+    settings:ExperimentConfig,
     lm:LM,
     *,
     store=None, # a `Store`
 ) -> dict:      # search, single, selection, report
     "Build evaluators that share no prompt, no text and no noise; but `single` is a cheaper `search`."
     s = settings
-    part = None if s.eta == 1 else Subsampling(eta_bias=s.eta, eta_ppl=s.eta)
+    part = None if s.data_share == 1 else Subsampling(eta_bias=s.data_share, eta_ppl=s.data_share)
     def build(split, prompts, tokens, **options):
         return build_evaluator(s, lm, split, prompts=prompts, tokens=tokens, store=store, **options)
-    return dict(search=build("search", s.search, s.search_tokens, subsampling=part),
-                single=build("search", s.single, s.search_tokens),
-                selection=build("selection", s.selection, s.selection_tokens, seed=1),
-                report=build("report", s.report, s.report_tokens, seed=2))
+    return dict(search=build("search", s.search_prompts_per_group, s.search_tokens, subsampling=part),
+                single=build("search", s.single_head_prompts_per_group, s.search_tokens),
+                selection=build("selection", s.selection_prompts_per_group, s.selection_tokens, seed=1),
+                report=build("report", s.report_prompts_per_group, s.report_tokens, seed=2))

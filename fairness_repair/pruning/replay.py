@@ -33,12 +33,12 @@ class TableEvaluator:
 class NoisyEvaluator:
     "Add label noise to bias, the same for one state and seed, and list the measured states."
     def __init__(self,
-        bench,          # states -> DataFrame with bias, perplexity
+        evaluator,          # states -> DataFrame with bias, perplexity
         noise:float=0., # standard deviation, as a share of the original bias
         *,
         seed:int=0,     # of the errors
     ):
-        self.bench, self.noise, self.seed = bench, noise, seed
+        self.evaluator, self.noise, self.seed = evaluator, noise, seed
         self.measured_states, self.seconds, self.original_bias = set(), 0., None
 
     def _errors(self, states) -> np.ndarray: # in standard deviations; 0 for the original model
@@ -47,8 +47,8 @@ class NoisyEvaluator:
 
     def __call__(self, states) -> pd.DataFrame:
         start, original = time.perf_counter(), np.zeros((1, np.shape(states)[1]), bool)
-        if self.original_bias is None: self.original_bias = self.bench(original)["bias"][0]
-        rows = self.bench(states)
+        if self.original_bias is None: self.original_bias = self.evaluator(original)["bias"][0]
+        rows = self.evaluator(states)
         scale = self.noise*self.original_bias
         if self.noise: rows["bias"] = np.abs(rows["bias"] + scale*self._errors(states))
         self.measured_states.update(s.tobytes() for s in states)
@@ -57,7 +57,7 @@ class NoisyEvaluator:
 
 # %% ../../nbs/pruning/12_replay.ipynb #c013
 def replay_search(
-    bench,          # exact: states -> DataFrame with bias, perplexity
+    evaluator,          # exact: states -> DataFrame with bias, perplexity
     space:SearchSpace,
     method:str,     # a name in `SEARCH_METHODS`
     *,
@@ -73,15 +73,15 @@ def replay_search(
     verified_cost (of the chosen state, measured with noise), measured (states), overhead (seconds)."""
     search_with = find_search_method(method)
     start, n_candidates = time.perf_counter(), max(3, budget//12)
-    benches = [NoisyEvaluator(bench, noise, seed=2*seed + i) for i in (0, 1)]
+    evaluators = [NoisyEvaluator(evaluator, noise, seed=2*seed + i) for i in (0, 1)]
     as_objective = lambda b: Objective(b, free=np.ones(space.n), epsilon=epsilon, limit=limit)
-    search, fresh = map(as_objective, benches)
+    search, fresh = map(as_objective, evaluators)
     found = search_with(search, space, budget=budget - n_candidates, n_candidates=n_candidates, seed=seed)
     state, table = verify(fresh, found)
-    overhead = time.perf_counter() - start - sum(b.seconds for b in benches)
-    measured = np.array([np.frombuffer(s, bool) for s in sorted(benches[0].measured_states)])
-    costs = as_objective(bench)(np.vstack([state, measured]))
-    n_measured = sum(len(b.measured_states) for b in benches) - 1 # the original is measured by both
+    overhead = time.perf_counter() - start - sum(b.seconds for b in evaluators)
+    measured = np.array([np.frombuffer(s, bool) for s in sorted(evaluators[0].measured_states)])
+    costs = as_objective(evaluator)(np.vstack([state, measured]))
+    n_measured = sum(len(b.measured_states) for b in evaluators) - 1 # the original is measured by both
     return dict(cost=float(costs[0]), best_measured_cost=float(costs.min()),
                 verified_cost=float(table["cost"][0]), measured=n_measured, overhead=overhead)
 
@@ -100,7 +100,7 @@ def recorded_run(
 
 # %% ../../nbs/pruning/12_replay.ipynb #c018
 def run_replays(
-    bench, space:SearchSpace, # as in `replay_search`
+    evaluator, space:SearchSpace, # as in `replay_search`
     *,
     store:Store,    # keeps every run
     description:dict, # which bench this is
@@ -115,7 +115,7 @@ def run_replays(
     names = ("method", "budget", "noise", "seed")
     runs = [dict(zip(names, values)) for values in product(methods, budgets, noises, seeds)]
     shared = dict(study=description, space=[space.n, space.min_dropped, space.max_dropped]) | cost_settings
-    replay = lambda run: replay_search(bench, space, **run, **cost_settings)
+    replay = lambda run: replay_search(evaluator, space, **run, **cost_settings)
     row = lambda run: run | recorded_run(store, run | shared, lambda: replay(run))
     new = progress and store.missing([run | shared for run in runs])
     return pd.DataFrame([row(run) for run in tqdm(runs, unit=" runs", disable=not new)])

@@ -47,8 +47,8 @@ def propose(
     extra = {} if search_states is None else dict(search_states=search_states)
     question = dict(
         method=method, samples=budget, keep=n_candidates, seed=seed, free=state_to_hex(objective.free),
-        space=[space.min_dropped, space.max_dropped], bench=objective.bench.description,
+        space=[space.min_dropped, space.max_dropped], bench=objective.evaluator.to_record(),
         weights={k: str(v) for k, v in objective.cost_settings.items()}, **extra)
     find = lambda: search(objective, space, budget=budget, n_candidates=n_candidates, seed=seed, **extra)
-    keys = objective.bench.store.get_or_compute(question, lambda: [state_to_hex(s) for s in find()])
+    keys = objective.evaluator.store.get_or_compute(question, lambda: [state_to_hex(s) for s in find()])
     return np.array([state_from_hex(key, space.n) for key in keys])

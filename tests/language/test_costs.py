@@ -12,7 +12,7 @@ from fairness_repair.language.generation import ForwardPass, generation_passes
 from fairness_repair.language.likelihood import reading_passes
 from fairness_repair.language.models import load
 from fairness_repair.language.subsampling import Subsampling
-from fairness_repair.pruning.experiment import build_evaluator, protocol
+from fairness_repair.pruning.experiment import build_evaluator, make_config
 
 new = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=50)
 gated = new | dict(intermediate_size=64, num_key_value_heads=2)
@@ -82,7 +82,7 @@ def test_a_faster_card_is_never_slower():
 
 def test_a_share_of_the_data_costs_less():
     lm = load("tiny")
-    whole = build_evaluator(protocol("tiny"), lm, "search", prompts=12, tokens=2200)
+    whole = build_evaluator(make_config("tiny"), lm, "search", prompts=12, tokens=2200)
     part = Evaluator(lm, whole.toxicity, whole.text, subsampling=Subsampling(.25, .25))
     ratio = evaluator_cost(part)["operations"]/evaluator_cost(whole)["operations"]
     assert (.15 < ratio).all() and (ratio < .4).all()

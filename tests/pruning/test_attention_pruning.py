@@ -123,7 +123,7 @@ def test_longer_search_is_another_question(table):
     ask = lambda **more: propose("AP", objective, space, budget=40, n_candidates=5, **more)
     ask()
     longer = ask(search_states=64*100)
-    assert objective.bench.store.db.execute("select count(*) from outcomes").fetchone() == (2,)
+    assert objective.evaluator.store.db.execute("select count(*) from outcomes").fetchone() == (2,)
     direct = SEARCH_METHODS["AP"](objective, space, budget=40, n_candidates=5, search_states=64*100)
     assert (longer == direct).all()
     with pytest.raises(ValueError, match="only AP"):

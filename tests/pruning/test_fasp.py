@@ -1,7 +1,7 @@
 "FASP: the published rule on the published scores, and baselines on many architectures."
 
 import numpy as np, pandas as pd, pytest, torch
-from families import build, listed, H, L, V
+from families import build, listed, tokenizer, H, L, V
 
 from fairness_repair.pruning.baselines import (gradient_importance, head_square_sums, loss_gradient,
                                                magnitude_scores, with_float32_weights)
@@ -9,6 +9,7 @@ from fairness_repair.core import paths
 from fairness_repair.pruning.fasp import ALPHAS, GAMMAS, fasp
 from fairness_repair.language.likelihood import Window
 from fairness_repair.language.heads import attention_output_projections, with_heads_dropped
+from fairness_repair.language.models import LM
 from fairness_repair.pruning.published_scores import (HUB_IDS, published_name, published_scores,
                                                       published_seeds)
 from fairness_repair.pruning.reliability import seed_agreement
