@@ -86,7 +86,7 @@ def test_sdist_is_complete(built):
 
 
 def test_modules_places_and_readme_examples(away):
-    "One process, as it takes seconds to load them: every module, where things are, then the cells of the README."
+    "One process, as loading takes seconds: every module, where things are, then the cells of the README."
     run, work, home = away
     files = sorted(p.relative_to(root).with_suffix("") for p in package.rglob("*.py"))
     modules = [".".join(p.parts).removesuffix(".__init__") for p in files]
