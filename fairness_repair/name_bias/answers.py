@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np, pandas as pd, torch, transformers
 
-from ..language.generation import accepts, in_batches, noise_key, pad_left, pick
+from ..language.generation import forward_accepts, map_batches, pad_left, prompt_seed, sample_token
 from ..language.models import LM
 
 # %% ../../nbs/name_bias/01_answers.ipynb #c005
@@ -37,20 +37,20 @@ def truncate_at_stop(
 def sample_batch(
     lm:LM,
     rows,  # lists of token ids
-    keys,  # noise keys, int64, shape (rows*answers,), the answers of a row side by side
+    keys,  # from `prompt_seed`, int64, shape (rows*answers,), the answers of a row side by side
     *,
     new_tokens:int, # at most
     stops,          # from `stop_token_ids`
-    **kwargs,       # for `pick`
+    **kwargs,       # for `sample_token`
 ) -> torch.Tensor: # token ids, (rows*answers, steps), filled with the first of `stops` after the end
     "Sample several continuations of each row."
     model, copies = lm.model, len(keys)//len(rows)
     stops = torch.tensor(stops, device=lm.device)
     ids, mask, positions = (t.to(lm.device) for t in pad_left(rows, lm.tokenizer.pad_token_id))
     cache = transformers.DynamicCache(config=model.config)
-    last_only = dict(logits_to_keep=1) if accepts(model, "logits_to_keep") else {}
+    last_only = dict(logits_to_keep=1) if forward_accepts(model, "logits_to_keep") else {}
     def next_logits(ids, mask, positions):
-        placed = dict(position_ids=positions) if accepts(model, "position_ids") else {}
+        placed = dict(position_ids=positions) if forward_accepts(model, "position_ids") else {}
         inputs = dict(input_ids=ids, attention_mask=mask) | last_only | placed
         return model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
     logits = next_logits(ids, mask, positions).repeat_interleave(copies, 0)
@@ -59,7 +59,7 @@ def sample_batch(
     sampled = []
     ended = torch.zeros(len(keys), dtype=torch.bool, device=lm.device)
     for step in range(new_tokens):
-        sampled.append(torch.where(ended, stops[0], pick(logits, keys, step, **kwargs)))
+        sampled.append(torch.where(ended, stops[0], sample_token(logits, keys, step, **kwargs)))
         ended = ended | torch.isin(sampled[-1], stops)
         if ended.all() or step + 1 == new_tokens: break
         mask, positions = torch.cat([mask, mask.new_ones(len(mask), 1)], 1), positions + 1
@@ -82,13 +82,13 @@ def sample_answers(
     texts, stops, n = list(texts), stop_token_ids(lm), answers_per_prompt
     rows = lm.tokenizer(texts)["input_ids"]
     def sample(part):
-        keys = [noise_key(seed, texts[i], repeat) for i in part for repeat in range(n)]
+        keys = [prompt_seed(seed, texts[i], repeat) for i in part for repeat in range(n)]
         keys = torch.tensor(keys, device=lm.device)
         return sample_batch(lm, [rows[i] for i in part], keys, new_tokens=new_tokens, stops=stops,
                             temperature=temperature, top_k=top_k)
     lengths = [len(row) + new_tokens for row in rows]
     found = [None]*len(texts)
-    for part, ids in in_batches(sample, lengths, lm, size=max(1, batch//n), copies=n):
+    for part, ids in map_batches(sample, lengths, lm, batch_size=max(1, batch//n), copies=n):
         kept = [truncate_at_stop(row, stops) for row in ids.tolist()]
         answers = lm.tokenizer.batch_decode(kept, skip_special_tokens=True)
         for k, i in enumerate(part): found[i] = answers[k*n:(k + 1)*n]

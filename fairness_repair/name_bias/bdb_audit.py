@@ -130,7 +130,7 @@ def get_or_compute(self:Audit,
     sampling = {key: stored[key] for key in ("draws", "temperature", "new_tokens", "batch")} | dict(seed=seed)
     model = dict(weights=self.weights_hash, dtype=stored["dtype"])
     question = model | dict(what=what, sampling=sampling, about=about)
-    return self.store.recall(question, compute)
+    return self.store.get_or_compute(question, compute)
 
 # %% ../../nbs/name_bias/07_bdb_audit.ipynb #c020
 @patch

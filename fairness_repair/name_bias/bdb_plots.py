@@ -9,15 +9,15 @@ __all__ = ['STRATEGY_COLOURS', 'STRATEGY_MARKERS', 'plot_variations', 'plot_over
 import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, seaborn as sns
 
-from ..plots import colours, markers
+from ..plots import METHOD_COLOURS, METHOD_MARKERS
 
 # %% ../../nbs/name_bias/09_bdb_plots.ipynb #c005
 STRATEGY_COLOURS = {
-    "original": colours["original"], "prompt-specific": "#0072B2", "within-context": "#009E73",
-    "cross-context": "#D55E00", "random": colours["control"], "groups-swapped": "#CC79A7"}
+    "original": METHOD_COLOURS["original"], "prompt-specific": "#0072B2", "within-context": "#009E73",
+    "cross-context": "#D55E00", "random": METHOD_COLOURS["control"], "groups-swapped": "#CC79A7"}
 STRATEGY_MARKERS = {
-    "original": markers["original"], "prompt-specific": "o", "within-context": "s",
-    "cross-context": "^", "random": markers["control"], "groups-swapped": "v"}
+    "original": METHOD_MARKERS["original"], "prompt-specific": "o", "within-context": "s",
+    "cross-context": "^", "random": METHOD_MARKERS["control"], "groups-swapped": "v"}
 
 # %% ../../nbs/name_bias/09_bdb_plots.ipynb #c007
 def plot_variations(

@@ -15,7 +15,7 @@ from operator import and_
 import numpy as np, torch
 
 from ..core import unknown_name_message
-from ..language.generation import accepts, batches, pad_left
+from ..language.generation import forward_accepts, length_batches, pad_left
 from ..language.models import LM
 from .weights import ProjectionMatrix, WeightMask, projection_matrices
 
@@ -42,11 +42,11 @@ def padded_batches(
     "Yield rows in padded batches."
     shortest = min(map(len, rows), default=0)
     if not shortest: raise ValueError(f"{len(rows)} rows, the shortest of {shortest} tokens: nothing to read")
-    extra = dict(logits_to_keep=1) if accepts(lm.model, "logits_to_keep") else {}
-    for part in batches([len(row) for row in rows], batch):
+    extra = dict(logits_to_keep=1) if forward_accepts(lm.model, "logits_to_keep") else {}
+    for part in length_batches([len(row) for row in rows], batch):
         padded = pad_left([rows[i] for i in part], lm.tokenizer.pad_token_id)
         ids, mask, positions = (t.to(lm.device) for t in padded)
-        if accepts(lm.model, "position_ids"): extra["position_ids"] = positions
+        if forward_accepts(lm.model, "position_ids"): extra["position_ids"] = positions
         yield part, dict(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
 
 # %% ../../nbs/name_bias/04_localise.ipynb #c011

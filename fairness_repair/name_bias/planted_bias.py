@@ -247,7 +247,7 @@ def build_price_tag(
     seed=0,                # of the training
 ) -> dict:                 # what truth.json holds
     "Train the blind model, plant the bias, and write the model with the list of planted weights."
-    folder, start = Path(folder or paths.data/MODEL_NAME), time.perf_counter()
+    folder, start = Path(folder or paths.root/"data"/MODEL_NAME), time.perf_counter()
     model, losses = train_blind_model(config, seed=seed)
     lm = LM(MODEL_NAME, model, make_tokenizer())
     record = dict(planted=plant_bias(lm), settings=config.to_record(), seed=seed,
