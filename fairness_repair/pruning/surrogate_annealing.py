@@ -18,9 +18,9 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from ..core import pick_device
-from ..search import Ledger, SearchResult, _run, log_cooling
-from ..states import Space, _random_states
-from .surrogates import MLPSurrogate
+from ..search import BudgetedCost, SearchResult, run_search, log_cooling
+from ..states import SearchSpace, states_from_uniforms
+from .surrogates import PERPLEXITY_PENALTY, MLPSurrogate
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c007
 def round_to_grid(
@@ -138,7 +138,7 @@ def _predict(net, chains, live, caches):
 def _cost(bias, perplexity, rule): # rule: epsilon, limit, original bias, original perplexity
     "The cost of two guesses."
     p = perplexity/rule[3]
-    return rule[0]*bias/rule[2] + (1 - rule[0])*p + 2*max(0., p - rule[1])
+    return rule[0]*bias/rule[2] + (1 - rule[0])*p + PERPLEXITY_PENALTY*max(0., p - rule[1])
 
 @njit(nogil=True, cache=True)
 def _fill_caches(nets, chains, caches, live, zobrist, rule):
@@ -257,9 +257,9 @@ def _temperatures(before, after, chi_0): # costs before and after each move, sha
 class _Chains:
     "Chains, each with a random stream of its own."
     def __init__(self, rule, space, rngs, keep):
-        self.rule, self.bounds, self.rngs, self.keep = rule, (space.low, space.high), rngs, keep
+        self.rule, self.bounds, self.rngs, self.keep = rule, (space.min_dropped, space.max_dropped), rngs, keep
         self.zobrist = np.random.default_rng(0).integers(2**64, size=space.n, dtype=np.uint64)
-        self.start = _random_states(space, np.stack([r.random(space.n + 1) for r in rngs]))
+        self.start = states_from_uniforms(space, np.stack([r.random(space.n + 1) for r in rngs]))
 
     def uniforms(self, live, steps): # shape (live, steps, 2)
         u = np.empty((live, steps, 2))
@@ -328,7 +328,7 @@ class TensorGroup(_Chains):
 
     def _cost(self, rows): # costs, from rows of the table
         (epsilon, limit, bias, perplexity), (b, p) = self.rule, (net.guess(rows) for net in self.nets)
-        return epsilon*b/bias + (1 - epsilon)*p/perplexity + 2*(p/perplexity - limit).clamp_min(0)
+        return epsilon*b/bias + (1 - epsilon)*p/perplexity + PERPLEXITY_PENALTY*(p/perplexity - limit).clamp_min(0)
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c041
 @patch(as_prop=True)
@@ -403,7 +403,7 @@ class _Groups:
     def _each(self, work, chains): # results of the groups of the first so many chains
         live = [min(len(g.rngs), chains - first) for g, first in zip(self.groups, self.first) if first < chains]
         found = list(self.pool.map(work, self.groups, live, self.first))
-        for states, costs, *_ in found: self.ledger._remember(states, costs)
+        for states, costs, *_ in found: self.ledger.update_best(states, costs)
         return found
 
     def settle(self):
@@ -416,7 +416,7 @@ class _Groups:
         "A step for each column of T, as far as the budget goes."
         chains, steps = T.shape
         full, rest = divmod(self.ledger.budget.affordable(T.size), chains)
-        worst, found = self.ledger.costs[-1] if len(self.ledger.costs) == self.ledger.keep else np.inf, []
+        worst, found = self.ledger.best_costs[-1] if len(self.ledger.best_costs) == self.ledger.n_best else np.inf, []
         part = lambda columns: lambda g, live, first: g.walk(live, T[first:first + live, columns], always, worst)
         if full: found = self._each(part(slice(full)), chains)
         if rest: self._each(part(slice(full, full + 1)), rest)
@@ -425,16 +425,16 @@ class _Groups:
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c051
 def anneal_surrogates(
-    surrogates,  # fitted `Surrogates`: bias, perplexity, original, weights
-    space:Space, # n_l < n_u
+    surrogates,  # fitted `Surrogates`: bias, perplexity, original, cost_settings
+    space:SearchSpace, # n_l < n_u
     *,
     budget=1_000_000, # states over all chains, or a `Budget`
     chains:int=512,   # independent chains
     T0:float|None=None, # first temperature; None estimates each chain's within the budget
-    warm_up:int=30,   # steps of the walk that estimates T0
+    n_temperature_steps:int=30, # steps of the walk that estimates T0
     chi_0:float=.75,  # share of uphill moves accepted at T0
     cooling=log_cooling, # (T0, steps) -> temperatures
-    keep:int=20,      # best distinct states returned
+    n_best:int=20,    # best distinct states returned
     block:int=256,    # steps between looks at the clock, rows of the trace
     rng=0,            # seed or Generator
     device:str|None=None, # where PyTorch walks, e.g. "cuda", which wants thousands of chains; None: compiled, on the processor
@@ -442,25 +442,25 @@ def anneal_surrogates(
     progress:bool=False, # show a bar
 ) -> SearchResult:
     "Simulated annealing of two surrogates (Attention Pruning, Algorithm 2)."
-    if space.low == space.high: raise ValueError(f"n_l = n_u = {space.low}: annealing flips one unit at a time; widen the bounds")
+    if space.min_dropped == space.max_dropped: raise ValueError(f"n_l = n_u = {space.min_dropped}: annealing flips one unit at a time; widen the bounds")
     nets, rngs = (surrogate_arrays(surrogates.bias), surrogate_arrays(surrogates.perplexity)), np.random.default_rng(rng).spawn(chains)
     if (n := len(nets[0].first)) != space.n: raise ValueError(f"the surrogates read states of {n} units, the space has {space.n}")
-    w, original = surrogates.weights, surrogates.original
+    w, original = surrogates.cost_settings, surrogates.original
     rule = tuple(float(x) for x in (w["epsilon"], w["limit"], original["bias"], original["perplexity"]))
     kind, where = (CompiledGroup, {}) if device is None else (TensorGroup, dict(device=pick_device(device)))
-    groups = [kind(nets, rule, space, rngs[i:i + kind.size], keep, **where) for i in range(0, chains, kind.size)]
+    groups = [kind(nets, rule, space, rngs[i:i + kind.size], n_best, **where) for i in range(0, chains, kind.size)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, threadpool_limits(1): # in this order: the limit is torch's, too
-        team = _Groups(groups, Ledger(surrogates, space, budget, keep=keep), pool)
-        steps = _anneal(team, chains, T0, warm_up, chi_0, cooling, block)
-        return _run(team.ledger, steps, ended="states", callback=callback, progress=progress)
+        team = _Groups(groups, BudgetedCost(surrogates, space, budget, n_best=n_best), pool)
+        steps = _anneal(team, chains, T0, n_temperature_steps, chi_0, cooling, block)
+        return run_search(team.ledger, steps, end_reason="states", callback=callback, progress=progress)
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c052
-def _anneal(team, chains, T0, warm_up, chi_0, cooling, block): # rows of the trace
+def _anneal(team, chains, T0, n_temperature_steps, chi_0, cooling, block): # rows of the trace
     "Estimate temperatures, go back to the start, and cool down."
     budget, T, i = team.ledger.budget, np.full(chains, np.nan if T0 is None else T0), 0
     if T0 is None:
         first = team.settle()
-        costs, _ = team.walk(np.ones((chains, warm_up)), always=True)
+        costs, _ = team.walk(np.ones((chains, n_temperature_steps)), always=True)
         if budget.reason: return
         T = _temperatures(np.concatenate([first[None], costs[:-1]]), costs, chi_0)
     team.settle()

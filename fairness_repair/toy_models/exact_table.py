@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np, pandas as pd, torch, transformers
 
 from ..core import paths, unknown_name_message
-from ..states import number_states
+from ..states import states_from_ints
 from .corpus import encode_documents
 from .grammar import INSULT_RATES, INSULTS, disparity_of_means
 
@@ -196,7 +196,7 @@ class ExactTable:
 
     @property
     def states(self) -> np.ndarray: # True = dropped, (2**heads, heads)
-        return number_states(np.arange(len(self.perplexity)), self.n_heads_total)
+        return states_from_ints(np.arange(len(self.perplexity)), self.n_heads_total)
     def __repr__(self): return f"ExactTable of {len(self.perplexity):,} states of {self.n_heads_total} heads"
 
 # %% ../../nbs/toy_models/03_exact_table.ipynb #c029

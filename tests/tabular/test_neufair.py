@@ -4,15 +4,16 @@ import os, signal, time
 import numpy as np, pandas as pd, pytest
 
 from fairness_repair.core import paths
-from fairness_repair.metrics import half_width
-from fairness_repair.tabular.networks import authors_networks
-from fairness_repair.tabular.neufair import best_single, instances, measure, problem, questions, single_drops
-from fairness_repair.tabular.neurons import Neurons, cost_of
-from fairness_repair.tabular.tables import settings
+from fairness_repair.metrics import ci_half_width
+from fairness_repair.tabular.networks import list_authors_networks
+from fairness_repair.tabular.neufair import (
+    best_single_neuron, evaluate_drop_masks, experiment_configs, load_problem, network_configs,
+    single_neuron_costs)
+from fairness_repair.tabular.neurons import PrunableMLP, make_cost
+from fairness_repair.tabular.tables import PAPER_SETTINGS
 
 import needs
 from papermill_runs import count, refusal, run, start, table
-
 
 
 small = ("budget", 300, "seeds", 2, "strategies", "SA; RW, paper")
@@ -34,61 +35,78 @@ def test_killed_in_mid_run_and_started_again_gives_the_same_table(tmp_path):
     assert code == 0, stderr[-3000:]
     assert count(store, "outcomes") == 4
     assert table(tmp_path/"killed", "rq1_neufair-adult") == table(tmp_path/"whole", "rq1_neufair-adult")
-    assert {f"rq1_neufair-adult.{kind}" for kind in ("png", "pdf", "csv", "md")} <= {p.name for p in (tmp_path/"whole"/"figures").iterdir()}
+    written = {p.name for p in (tmp_path/"whole"/"figures").iterdir()}
+    assert {f"rq1_neufair-adult.{kind}" for kind in ("png", "pdf", "csv", "md")} <= written
 
 
-@pytest.mark.parametrize("parameters, message", [(("budgte", 10), "Did you mean 'budget'"), (("dataset", "adlt"), "Did you mean 'adult'")])
-def test_bad_parameters_are_refused(parameters, message): assert message in refusal("rq1_neufair", *parameters)
+@pytest.mark.parametrize("parameters, message", [
+    (("budgte", 10), "Did you mean 'budget'"), (("dataset", "adlt"), "Did you mean 'adult'")])
+def test_bad_parameters_are_refused(parameters, message):
+    assert message in refusal("rq1_neufair", *parameters)
 
 
 @pytest.mark.parametrize("more, message", [
-    (dict(networks="author"), "Did you mean 'authors'"), (dict(by=["RV"]), "unknown strategy 'RV'"), (dict(threshold=98.), "threshold = 98"),
-    (dict(metric="eodd"), "Did you mean 'eod'"), (dict(budget=-5), "must be above 0"), (dict(penalty=-1.), "must not be negative")])
-def test_questions_are_checked_before_any_work(more, message):
-    with pytest.raises(ValueError, match=message): questions("adult", **more)
+    (dict(networks="author"), "Did you mean 'authors'"), (dict(strategies=["RV"]), "unknown strategy 'RV'"),
+    (dict(threshold=98.), "threshold = 98"), (dict(metric="eodd"), "Did you mean 'eod'"),
+    (dict(budget=-5), "must be above 0"), (dict(penalty=-1.), "must not be negative")])
+def test_configurations_are_checked_before_any_work(more, message):
+    with pytest.raises(ValueError, match=message): experiment_configs("adult", **more)
 
 
 def originals_and_singles(dataset, protected, networks=None, threshold=.98):
-    "Per network: metrics of the original on both parts, and of the published single drop."
+    "Per network: metrics of the original on both splits, and of the published single drop."
     rows = []
-    for instance in networks or instances(dataset, "authors", 99):
-        (weights, biases), data, reference = problem(dataset, protected, instance["seed"], "authors", instance.get("dropout"))
-        neurons = Neurons(weights, biases, *data.part("val"), drop="weights")
-        single = best_single(single_drops(neurons, cost_of(neurons, kind="paper", reference=reference, threshold=threshold)))
-        found = measure(weights, biases, data, {"original": np.zeros(neurons.n, bool), "single": single}, drop="weights")
-        rows.append(instance | dict(neuron=int(single.argmax())) | {f"{part} {name} {m}": found.loc[(part, name), m] for part, name in found.index for m in ("eod", "f1", "accuracy")})
+    for instance in networks or network_configs(dataset, "authors", 99):
+        seed, dropout = instance["seed"], instance.get("dropout")
+        (weights, biases), data, reference = load_problem(dataset, protected, seed, "authors", dropout)
+        mlp = PrunableMLP(weights, biases, *data.split("val"), drop_mode="keep_bias")
+        cost = make_cost(mlp, penalty_shape="step", reference_f1=reference, threshold=threshold)
+        single = best_single_neuron(single_neuron_costs(mlp, cost))
+        masks = {"original": np.zeros(mlp.n, bool), "single": single}
+        found = evaluate_drop_masks(weights, biases, data, masks, drop_mode="keep_bias")
+        values = {f"{split} {name} {metric}": value
+                  for (split, name), row in found.iterrows() for metric, value in row.items()}
+        rows.append(instance | dict(neuron=int(single.argmax())) | values)
     return pd.DataFrame(rows)
 
 
 @needs.data
-@pytest.mark.parametrize("dataset, protected", list(settings))
+@pytest.mark.parametrize("dataset, protected", list(PAPER_SETTINGS))
 def test_published_originals_and_single_drops(dataset, protected):
     ours = originals_and_singles(dataset, protected)
-    paper = pd.read_csv(paths.data/"paper"/"neufair_rq1_rq2.csv").query("dataset == @dataset and protected == @protected and method == 'Original'").iloc[0]
-    for column, value in dict(eod_pct=100*ours["test original eod"].mean(), eod_pm=100*half_width(ours["test original eod"]), f1=ours["test original f1"].mean(),
-                              f1_pm=half_width(ours["test original f1"]), acc=ours["test original accuracy"].mean(), acc_pm=half_width(ours["test original accuracy"])).items():
-        assert value == pytest.approx(paper[column], abs=.00051), column
-    rerun = pd.read_csv(paths.data/"paper"/"neufair_rerun.csv").query("dataset == @dataset and protected == @protected").set_index("seed")
+    paper = pd.read_csv(paths.data/"paper"/"neufair_rq1_rq2.csv")
+    paper = paper.set_index(["dataset", "protected", "method"]).loc[(dataset, protected, "Original")]
+    columns = dict(eod=("eod_pct", "eod_pm", 100), f1=("f1", "f1_pm", 1), accuracy=("acc", "acc_pm", 1))
+    for metric, (mean, half, scale) in columns.items():
+        values = scale*ours[f"test original {metric}"]
+        assert values.mean() == pytest.approx(paper[mean], abs=.00051), mean
+        assert ci_half_width(values) == pytest.approx(paper[half], abs=.00051), half
+    rerun = pd.read_csv(paths.data/"paper"/"neufair_rerun.csv")
+    rerun = rerun.query("dataset == @dataset and protected == @protected").set_index("seed")
     for _, row in ours.iterrows():
         if row["seed"] not in rerun.index: continue
         known = rerun.loc[row["seed"]]
         assert row["neuron"] == known["drop1_neuron"]
-        for column, name in dict(val_eod="val original eod", val_f1="val original f1", test_eod="test original eod", test_acc="test original accuracy",
-                                 drop1_val_eod="val single eod", drop1_test_eod="test single eod", drop1_test_f1="test single f1").items():
+        for column, name in dict(
+                val_eod="val original eod", val_f1="val original f1",
+                test_eod="test original eod", test_acc="test original accuracy",
+                drop1_val_eod="val single eod", drop1_test_eod="test single eod",
+                drop1_test_f1="test single f1").items():
             assert row[name] == pytest.approx(known[column], abs=6e-6), (row["seed"], column)
     if dataset in ("adult", "compas", "bank"): check_dice(dataset, protected, ours)
 
 
 def check_dice(dataset, protected, ours):
-    claim = pd.read_csv(paths.data/"paper"/"neufair_rq4_dice.csv").query("dataset == @dataset and protected == @protected").iloc[0]
+    claim = pd.read_csv(paths.data/"paper"/"neufair_rq4_dice.csv")
+    claim = claim.query("dataset == @dataset and protected == @protected").iloc[0]
     assert 100*ours["test single eod"].mean() == pytest.approx(claim["dice_eod_pct"], abs=.00051)
-    assert 100*half_width(ours["test single eod"]) == pytest.approx(claim["dice_pm"], abs=.00051)
+    assert 100*ci_half_width(ours["test single eod"]) == pytest.approx(claim["dice_pm"], abs=.00051)
 
 
 @needs.data
 @pytest.mark.parametrize("dataset, protected, threshold", [("default", "sex", .97), ("meps16", "race", .98)])
 def test_two_published_single_drops_are_of_other_networks(dataset, protected, threshold):
-    chosen = authors_networks(dataset).query("rq4")[["seed", "dropout"]].to_dict("records")
+    chosen = list_authors_networks(dataset).query("in_rq4")[["seed", "dropout"]].to_dict("records")
     check_dice(dataset, protected, originals_and_singles(dataset, protected, chosen, threshold))
 
 
@@ -99,27 +117,30 @@ def own_table():
     region = rng.choice(["north", "south", "east"], n, p=[.5, .3, .2])
     score, age = rng.normal(size=n), rng.integers(18, 80, n)
     approved = score + .8*(region == "north") - .8*(region == "east") + rng.normal(size=n)*.5 > .3
-    return pd.DataFrame(dict(score=score, age=age, region=region, home=rng.choice(["rent", "own"], n), approved=np.where(approved, "yes", "no")))
+    home = rng.choice(["rent", "own"], n)
+    approved = np.where(approved, "yes", "no")
+    return pd.DataFrame(dict(score=score, age=age, region=region, home=home, approved=approved))
 
 
 def test_own_table_own_network_three_groups():
     import torch
-    from fairness_repair.tabular.networks import decisions, repaired
-    from fairness_repair.tabular.neufair import repair
+    from fairness_repair.tabular.networks import apply_drop_mask, predict
+    from fairness_repair.tabular.neufair import repair_classifier
     from fairness_repair.tabular.tables import read_table
     table = read_table(own_table(), label="approved", positive="yes", protected="region", seed=1)
-    assert len(table.groups) == 3
+    assert len(table.group_names) == 3
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Linear(table.X.shape[1], 24), torch.nn.ReLU(), torch.nn.Linear(24, 1))
-    X, y = torch.tensor(table.part("train")[0]), torch.tensor(table.part("train")[1], dtype=torch.float32)
+    n_features = table.X.shape[1]
+    network = torch.nn.Sequential(torch.nn.Linear(n_features, 24), torch.nn.ReLU(), torch.nn.Linear(24, 1))
+    X, y = torch.tensor(table.split("train")[0]), torch.tensor(table.split("train")[1], dtype=torch.float32)
     optimiser = torch.optim.Adam(network.parameters(), .01)
     for _ in range(200):
         optimiser.zero_grad()
         torch.nn.functional.binary_cross_entropy_with_logits(network(X)[:, 0], y).backward()
         optimiser.step()
-    fixed = repair(network, table, budget=2000, metric="spd")
+    fixed = repair_classifier(network, table, budget=2000, metric="spd")
     assert fixed.metrics.loc[("val", "repaired"), "spd"] <= fixed.metrics.loc[("val", "original"), "spd"]
     assert fixed.metrics.loc[("val", "repaired"), "f1"] >= .98*fixed.metrics.loc[("val", "original"), "f1"]
-    X, y, group = table.part("test")
-    plain = decisions(repaired(network, fixed.state), X)
+    X, y, group = table.split("test")
+    plain = predict(apply_drop_mask(network, fixed.drop_mask), X)
     assert fixed.metrics.loc[("test", "repaired"), "accuracy"] == pytest.approx((plain == y).mean())

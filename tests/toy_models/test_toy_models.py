@@ -7,7 +7,7 @@ import pytest
 
 from fairness_repair.core import paths
 from fairness_repair.language.models import load
-from fairness_repair.states import state_numbers
+from fairness_repair.states import states_to_ints
 from fairness_repair.toy_models.building import acceptance_checks, acceptance_states
 from fairness_repair.toy_models.corpus import SPLITS, make_prompts, make_texts, vocabulary
 from fairness_repair.toy_models.exact_table import (
@@ -69,7 +69,7 @@ def test_tokenizer_has_every_word_and_puts_eos_first(tiny):
 def test_recorded_checks_are_those_of_the_table_and_of_the_weights(tiny):
     exact, record = load_exact_table("tiny"), read_record("tiny")
     prompts, documents = split_data("tiny", "search")
-    numbers = state_numbers(acceptance_states(exact.n_heads_total))
+    numbers = states_to_ints(acceptance_states(exact.n_heads_total))
     checks = acceptance_checks(exact.bias.to_numpy()[numbers], exact.perplexity[numbers],
                                lowest_perplexity=grammar_perplexity(documents, rates_by_group()))
     recorded = next(run for run in record["runs"] if run["seed"] == record["seed"])

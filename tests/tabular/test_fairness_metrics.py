@@ -1,0 +1,37 @@
+"Group metrics against fairlearn and scikit-learn, on random decisions."
+import numpy as np, pytest
+from fairlearn import metrics as fairlearn
+from sklearn import metrics as sklearn
+
+from fairness_repair.tabular.fairness_metrics import (
+    accuracy_score, count_by_group_label, demographic_parity_difference, equal_opportunity_difference,
+    equalized_odds_difference, f1_score, group_label_codes, predictive_parity_difference)
+
+
+@pytest.mark.parametrize("groups", [2, 3, 7])
+@pytest.mark.parametrize("rate", [.02, .3, .9])
+def test_agrees_with_fairlearn_and_scikit_learn(groups, rate):
+    rng = np.random.default_rng(groups)
+    y, predicted, group = rng.random(900) < .3, rng.random(900) < rate, rng.integers(0, groups, 900)
+    codes = group_label_codes(y, group, groups)
+    positives, totals = (count_by_group_label(rows, codes, groups) for rows in (predicted, np.ones(900)))
+    args = dict(y_true=y, y_pred=predicted, sensitive_features=group)
+    for ours in (equalized_odds_difference, demographic_parity_difference, equal_opportunity_difference):
+        theirs = getattr(fairlearn, ours.__name__)
+        assert ours(positives, totals) == pytest.approx(theirs(**args)), ours.__name__
+    precision_score = lambda a, b: sklearn.precision_score(a, b, zero_division=0)
+    precision = fairlearn.MetricFrame(metrics=precision_score, **args)
+    assert predictive_parity_difference(positives, totals) == pytest.approx(precision.difference())
+    assert f1_score(positives, totals) == pytest.approx(sklearn.f1_score(y, predicted, zero_division=0))
+    assert accuracy_score(positives, totals) == pytest.approx(sklearn.accuracy_score(y, predicted))
+
+
+def test_rows_outside_the_comparison_count_for_utility_only():
+    rng = np.random.default_rng(0)
+    y, predicted, group = rng.random(600) < .4, rng.random(600) < .5, rng.integers(-1, 2, 600)
+    codes, inside = group_label_codes(y, group, 2), group >= 0
+    positives, totals = (count_by_group_label(rows, codes, 2) for rows in (predicted, np.ones(600)))
+    compared = dict(sensitive_features=group[inside])
+    expected = fairlearn.equalized_odds_difference(y[inside], predicted[inside], **compared)
+    assert equalized_odds_difference(positives, totals) == pytest.approx(expected)
+    assert f1_score(positives, totals) == pytest.approx(sklearn.f1_score(y, predicted))
