@@ -14,7 +14,7 @@ from .attention_pruning import Fractions
 from ..core import paths, unknown_name_message
 from ..language.evaluator import Bench, Continuations, NextWord, Reading
 from ..language.models import LM, MODELS_WITH_PROMPTS
-from ..toy_models.organism import insults
+from ..toy_models.grammar import INSULTS
 from ..language.prompts import load_prompts, sample_prompts
 from ..states import SearchSpace
 from ..language.texts import load_text
@@ -113,7 +113,7 @@ def build_bench(
     "A bench for one purpose."
     rows = load_prompts(settings.prompts, settings.axis)[split]
     if prompts: rows = sample_prompts(rows, prompts, rng=seed)
-    if settings.scorer == "next word": probe = NextWord(rows, insults)
+    if settings.scorer == "next word": probe = NextWord(rows, INSULTS)
     else: probe = Continuations(rows, load_scorer(settings.scorer), new_tokens=settings.new_tokens, seed=seed, score_on=settings.score_on)
     return Bench(lm, probe, Reading(lm, load_text(settings.text, split), tokens=tokens or None), store=store)
 
