@@ -95,6 +95,11 @@ def states(self:Store,
     query = "select state from measurements where protocol = ? order by state"
     return [state for state, in self.db.execute(query, (protocol_id(description),))]
 
+@patch
+def descriptions(self:Store) -> list: # of dict, in the order of their ids
+    "List the descriptions of all protocols."
+    return [json.loads(text) for text, in self.db.execute("select description from protocols order by id")]
+
 # %% ../nbs/04_store.ipynb #c014
 @patch
 def get_or_compute(self:Store,

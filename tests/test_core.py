@@ -11,7 +11,8 @@ content = b"seven words that everyone agrees upon here"
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     "A registry of one file that no network has, an empty cache and an empty data folder."
-    row = dict(name="a/b.txt", sha256=hashlib.sha256(content).hexdigest(), bytes=str(len(content)), url="http://127.0.0.1:9/b.txt", member="", licence="none")
+    row = dict(name="a/b.txt", sha256=hashlib.sha256(content).hexdigest(), bytes=str(len(content)),
+               url="http://127.0.0.1:9/b.txt", member="", licence="none")
     monkeypatch.setattr(core, "registry", lambda: {"a/b.txt": row})
     monkeypatch.setenv("FAIRNESS_REPAIR_CACHE", str(tmp_path/"cache"))
     monkeypatch.setenv("FAIRNESS_REPAIR_DATA", str(tmp_path/"data"))
@@ -21,7 +22,8 @@ def mine(tmp_path, monkeypatch):
 
 def test_missing_with_no_network_names_file_address_and_variable(mine):
     with pytest.raises(FileNotFoundError) as error: core.fetch("a/b.txt")
-    for part in ("a/b.txt", "http://127.0.0.1:9/b.txt", "FAIRNESS_REPAIR_DATA"): assert part in str(error.value)
+    for part in ("a/b.txt", "http://127.0.0.1:9/b.txt", "FAIRNESS_REPAIR_DATA"):
+        assert part in str(error.value)
     assert not [p for p in (mine/"cache").rglob("*") if p.is_file()], "nothing half is left behind"
 
 
@@ -36,7 +38,8 @@ def test_gz_counts_as_its_content(mine):
     assert core.fetch("a/b.txt").read_bytes() == content, "the second time from the cache"
 
 
-@pytest.mark.parametrize("name, damage", [("b.txt", lambda b: b[:-1]), ("b.txt.gz", lambda b: gzip.compress(b + b"!"))])
+@pytest.mark.parametrize("name, damage", [("b.txt", lambda b: b[:-1]),
+                                          ("b.txt.gz", lambda b: gzip.compress(b + b"!"))])
 def test_corrupt_file_is_refused(mine, name, damage):
     (mine/"data"/"a"/name).write_bytes(damage(content))
     with pytest.raises(ValueError, match="corrupt"): core.fetch("a/b.txt")

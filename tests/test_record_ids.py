@@ -6,12 +6,17 @@ import json, sqlite3
 
 import numpy as np, pytest
 
-from fairness_repair.pruning.attention_pruning import Fractions, Objective, propose
-from fairness_repair.name_bias.bdb import Experiment, design
+from fairness_repair.pruning.attention_pruning import Objective
+from fairness_repair.name_bias.bdb_audit import Audit
+from fairness_repair.name_bias.bdb_config import Condition, audit_config
+from fairness_repair.name_bias.bdb_localiser import Localiser, repaired_answers
 from fairness_repair.core import paths
+from fairness_repair.language.evaluator import Evaluator
 from fairness_repair.language.models import load
+from fairness_repair.language.subsampling import Subsampling
 from fairness_repair.tabular.neufair import experiment_configs
-from fairness_repair.pruning.experiment import build_bench, build_benches, protocol
+from fairness_repair.pruning.experiment import build_evaluator, build_evaluators, make_config
+from fairness_repair.pruning.search_methods import propose
 from fairness_repair.states import SearchSpace
 from fairness_repair.store import Store, protocol_id
 
@@ -41,36 +46,39 @@ def asked(call, *args, **kwargs):
     return store.ids[0]
 
 
-def bench_ids(lm, name, **changes):
-    "Ids of both probes of every bench of a model, and of what a search asks."
-    settings = protocol(name, **changes)
-    benches = build_benches(settings, lm)
-    found = {f"{split} {kind}": protocol_id(bench.model | probe.description)
-             for split, bench in benches.items() for kind, probe in (("text", bench.reading), ("prompts", bench.toxicity))}
-    part = Fractions(benches["search"], eta_bias=.5, eta_ppl=.5, seed=3).at(np.arange(lm.n_heads_total) == 1)
-    found |= {"part text": protocol_id(part.model | part.reading.description), "part prompts": protocol_id(part.model | part.toxicity.description)}
-    return found
+def metric_ids(evaluator): return {kind: protocol_id(evaluator.record_of(evaluator.metrics[kind])) for kind in ("text", "toxicity")}
+
+
+def evaluator_ids(lm, name, **changes):
+    "Ids of both metrics of every evaluator of a model, and of a subsampled one."
+    evaluators = build_evaluators(make_config(name, **changes), lm)
+    search = evaluators["search"]
+    evaluators["part"] = Evaluator(lm, search.toxicity, search.text, subsampling=Subsampling(eta_bias=.5, eta_ppl=.5, seed=3))
+    kinds = dict(text="text", toxicity="prompts")
+    return {f"{split} {kinds[kind]}": found for split, e in evaluators.items() for kind, found in metric_ids(e).items()}
 
 
 def search_id(store, lm, name, method):
-    bench = build_bench(protocol(name), lm, "search", prompts=6, tokens=200)
-    objective = Objective(bench, free=np.arange(lm.n_heads_total) % 3 > 0, epsilon=.4, limit=1.2)
-    bench.store = store
-    propose(method, objective, SearchSpace(int(objective.free.sum()), 1, 5), samples=20, keep=4, seed=7)
+    evaluator = build_evaluator(make_config(name), lm, "search", prompts=6, tokens=200)
+    objective = Objective(evaluator, free=np.arange(lm.n_heads_total) % 3 > 0, epsilon=.4, limit=1.2)
+    evaluator.store = store
+    propose(method, objective, SearchSpace(int(objective.free.sum()), 1, 5), budget=20, n_candidates=4, seed=7)
 
 
-def audit_id(store, lm, name, call): getattr(Experiment(lm, design(name), store), call[0])(*call[1:])
+def localiser(store, lm, name): return Localiser(Audit(lm, audit_config(name), store))
 
 
-def tiny(): return bench_ids(load("tiny"), "tiny", axis="race")
-def tiny_sampled(): return bench_ids(load("tiny"), "tiny", scorer="words:lazy,dirty", new_tokens=3)
+def tiny(): return evaluator_ids(load("tiny"), "tiny", axis="race")
+def tiny_sampled(): return evaluator_ids(load("tiny"), "tiny", scorer="words:lazy,dirty", new_tokens=3)
 def tiny_searches(): return {method: asked(search_id, load("tiny"), "tiny", method) for method in ("AP", "SA", "random")}
-def smollm2(): return bench_ids(load("smollm2-135m", dtype="bfloat16"), "smollm2-135m", prompts="tiny", text="tiny")
+def smollm2(): return evaluator_ids(load("smollm2-135m", dtype="bfloat16"), "smollm2-135m", prompts="tiny", text="tiny")
 def price_tag():
     lm = load("price-tag")
-    calls = {"original": ("original", 1), "one head": ("without_head", 3), "weights": ("answers", "weights", "original"),
-             "one repair": ("facts", "precision", "weights", "prompt-specific", None)}
-    return {name: asked(audit_id, lm, "price-tag", call) for name, call in calls.items()}
+    calls = {"original": lambda store: localiser(store, lm, "price-tag").audit.original_answers(1),
+             "one head": lambda store: localiser(store, lm, "price-tag").ablate(3),
+             "weights": lambda store: repaired_answers(localiser(store, lm, "price-tag"), Condition("weights", "original")),
+             "one repair": lambda store: localiser(store, lm, "price-tag").facts_per_variation("precision", Condition("weights", "prompt-specific"), None)}
+    return {name: asked(call) for name, call in calls.items()}
 def neufair():
     configs = experiment_configs("all", networks="quick", seeds=1, strategies=("SA", "SA, paper", "RW, paper"), budget=1000, metric="eod", penalty=2., threshold=.95)
     return {f"{c.dataset} {c.protected} {c.strategy}": protocol_id(c.to_record()) for c in configs}
@@ -101,7 +109,6 @@ def test_recorded_searches_are_found():
                                      budget=20000, metric="eod", penalty=3., threshold=.98)
         assert not store.missing([config.to_record() for config in configs])
     with Store(paths.data/"results"/"bdb-price-tag.sqlite") as store:
-        lm, settings = load("price-tag"), design("price-tag")
-        experiment = Experiment(lm, settings, store)
-        experiment.original(0)
-        assert experiment.asked == 0
+        found = localiser(store, load("price-tag"), "price-tag")
+        for condition in found.audit.conditions: repaired_answers(found, condition)
+        assert found.audit.n_sampled == 0

@@ -77,7 +77,7 @@ def _plot_price(
     searched = result.searched_states
     ax.scatter(searched["perplexity"], searched["bias"], s=8, color="#cccccc", linewidths=0,
                label="measured in the search", zorder=0)
-    plot_tradeoff(pd.concat(points, ignore_index=True), limit=result.job.settings.limit, ax=ax)
+    plot_tradeoff(pd.concat(points, ignore_index=True), limit=result.job.settings.max_perplexity_ratio, ax=ax)
     ax.set_title("Bias and perplexity")
 
 # %% ../../nbs/app/06_figures.ipynb #c017

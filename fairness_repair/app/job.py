@@ -7,7 +7,7 @@ __all__ = ['REPAIR_METHODS', 'Job', 'claim_folder', 'check_job']
 
 # %% ../../nbs/app/00_job.ipynb #c003
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 import transformers
 
@@ -16,11 +16,11 @@ from ..language.models import DTYPES, check_config, load_errors, resolve_source
 from ..language.prompts import load_prompts
 from ..language.texts import load_text
 from ..language.toxicity import load_scorer
-from ..pruning.attention_pruning import methods
-from ..pruning.experiment import Protocol, protocol
+
+from ..pruning.experiment import ExperimentConfig, make_config
 
 # %% ../../nbs/app/00_job.ipynb #c006
-REPAIR_METHODS = (*methods, "FASP") # ways to choose the heads
+REPAIR_METHODS = ("AP", "SA", "random", "FASP") # ways to choose the heads
 
 @dataclass(frozen=True)
 class Job:
@@ -29,11 +29,11 @@ class Job:
     out: Path          # folder for everything that is written
     method: str        # one of `REPAIR_METHODS`
     seed: int          # of the search
-    settings: Protocol # data, sizes and weights of the cost
+    settings: ExperimentConfig # data, sizes and weights of the cost
 
     @property
     def config(self) -> dict:
-        return dict(model=self.model, method=self.method, seed=self.seed) | asdict(self.settings)
+        return dict(model=self.model, method=self.method, seed=self.seed) | self.settings.to_record()
 
 # %% ../../nbs/app/00_job.ipynb #c009
 def _check_config(
@@ -86,7 +86,7 @@ def _check_model(
     check_config(name, config)
 
 def _check_data(
-    settings:Protocol,
+    settings:ExperimentConfig,
 ):
     "Refuse prompts, text or a scorer that cannot be read."
     for split in load_prompts(settings.prompts, settings.axis): load_text(settings.text, split)
@@ -99,12 +99,12 @@ def check_job(
     *,
     method:str="AP", # one of `REPAIR_METHODS`
     seed:int=0,      # of the search
-    **changes,       # fields of `Protocol`; "" and -1 use the preset
+    **changes,       # fields of `ExperimentConfig`; "" and -1 use the preset
 ) -> Job:            # or an error that names the bad value and what is allowed
     "Check everything that can be checked without loading a model."
     if method not in REPAIR_METHODS: raise ValueError(unknown_name_message("method", method, REPAIR_METHODS))
     if seed < 0: raise ValueError(f"seed = {seed}: needs 0 or more")
-    settings = protocol(str(model), **changes, seeds=1)
+    settings = make_config(str(model), **changes, seeds=1)
     if settings.dtype not in DTYPES: raise ValueError(unknown_name_message("dtype", settings.dtype, DTYPES))
     job = Job(str(model), Path(out).expanduser(), method, seed, settings)
     _check_folder(job.out, job.config)

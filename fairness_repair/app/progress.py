@@ -10,31 +10,24 @@ import signal, threading
 from contextlib import contextmanager
 from tqdm import tqdm
 
-from ..language.evaluator import Bench
-
 # %% ../../nbs/app/01_progress.ipynb #c006
 _STAGES = dict(search="search", single="single heads", reader="single heads", selection="verify",
                report="report")
 
-class _Watched(Bench):
-    "Measure like another evaluator, and report to a bar."
-    def __init__(self,
-        bench:Bench, # whose model, data and store it shares
-        bar:tqdm,
-        stage:str,   # text on the bar
-    ):
-        vars(self).update(vars(bench))
-        self.bar, self.stage, self.seen = bar, stage, set()
-
-    def row(self, state) -> dict:
-        found = super().row(state)
-        if found["state"] in self.seen: return found
-        self.seen.add(found["state"])
-        shown = {k: f"{found[k]:.3g}" for k in ("bias", "perplexity") if k in found}
-        self.bar.set_description(self.stage, refresh=False)
-        self.bar.set_postfix(shown, refresh=False)
-        self.bar.update()
-        return found
+def _report_rows(
+    bar:tqdm,
+    stage:str, # text on the bar
+):             # callback of an evaluator
+    "Make a function that reports new rows to a bar."
+    seen = set()
+    def report(row):
+        if row["state"] in seen: return
+        seen.add(row["state"])
+        shown = {k: f"{row[k]:.3g}" for k in ("bias", "perplexity") if k in row}
+        bar.set_description(stage, refresh=False)
+        bar.set_postfix(shown, refresh=False)
+        bar.update()
+    return report
 
 # %% ../../nbs/app/01_progress.ipynb #c007
 def watch(
@@ -42,7 +35,7 @@ def watch(
     bar:tqdm,
 ) -> dict:           # the same names
     "Let several evaluators report to one bar."
-    return {name: _Watched(bench, bar, _STAGES[name]) for name, bench in evaluators.items()}
+    return {name: e.using(callback=_report_rows(bar, _STAGES[name])) for name, e in evaluators.items()}
 
 # %% ../../nbs/app/01_progress.ipynb #c011
 class _Stopped(BaseException):

@@ -105,7 +105,7 @@ def _scorer_limit(
 def _change_limits(result) -> list: # sentences
     "List the limits of a change."
     bias, _, per_toxicity, toxicity, perplexity = (row for _, row in result.table.iterrows())
-    smallest, limit = (bias["change_ci_high"] - bias["change_ci_low"])/2, result.job.settings.limit
+    smallest, limit = (bias["change_ci_high"] - bias["change_ci_low"])/2, result.job.settings.max_perplexity_ratio
     found = [f"With this number of prompts, a change of bias below about {format_number(smallest)} "
              "would not be significant."]
     if toxicity["change_ci_high"] < 0 and not per_toxicity["repaired"] < .95*per_toxicity["original"]:
@@ -135,11 +135,11 @@ def list_limits(
 def _describe_search(job) -> dict: # name -> text
     "Describe how the heads were chosen."
     s = job.settings
-    size = f"{s.keep} candidates verified" if job.method == "FASP" else f"{s.budget} states, seed {job.seed}"
+    size = f"{s.n_candidates} candidates verified" if job.method == "FASP" else f"{s.budget} states, seed {job.seed}"
     return {"heads chosen by": f"{job.method}, {size}",
             "cost": f"{s.epsilon:g} x bias + {1 - s.epsilon:g} x perplexity, relative to the original; "
-                    f"perplexity up to x {s.limit:g}",
-            "protected heads": f"{100*s.protect:.0f} %, those that fluency needs most"}
+                    f"perplexity up to x {s.max_perplexity_ratio:g}",
+            "protected heads": f"{100*s.protected_share:.0f} %, those that fluency needs most"}
 
 def describe_settings(
     result:RepairResult,

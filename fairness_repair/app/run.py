@@ -17,7 +17,7 @@ from .result import RepairResult
 from .selection import Choice, build_repair_evaluators, choose_heads
 from .verdict import N_RESAMPLES, compare, judge
 from ..core import provenance, slug
-from ..language.evaluator import Bench
+from ..language.evaluator import Counts, Evaluator
 from ..language.heads import mask_to_heads
 from ..language.models import LM
 from ..metrics import bias_p_value, group_means
@@ -26,7 +26,7 @@ from ..store import Store
 
 # %% ../../nbs/app/05_run.ipynb #c006
 def _compare_groups(
-    report:Bench, # evaluator on held-out data
+    report:Evaluator, # evaluator on held-out data
     drop_mask,    # bool (n,)
 ) -> pd.DataFrame: # a row per group; n, mean and se for original and repaired
     "Compute each group's toxicity before and after."
@@ -34,16 +34,16 @@ def _compare_groups(
     return pd.concat({name: group_means(report.scores(m), groups) for name, m in masks.items()}, axis=1)
 
 def _count_data(
-    report:Bench,
+    report:Evaluator,
 ) -> dict: # as in `RepairResult.data_sizes`
     "Count the prompts, groups and tokens of the report."
     texts, groups = report.toxicity.texts, report.toxicity.groups
     return dict(prompts=len(texts), distinct=len(set(texts)), groups=len(set(groups)),
-                tokens=int(report.reading.scored.sum()))
+                tokens=int(report.text.scored.sum()))
 
 # %% ../../nbs/app/05_run.ipynb #c009
 def _relative_to_original(
-    evaluator:Bench,
+    evaluator:Evaluator,
     masks, # bool (k, n)
 ) -> pd.DataFrame: # bias and perplexity, the original model's = 1
     "Measure masks relative to the original model."
@@ -53,7 +53,7 @@ def _relative_to_original(
 
 # %% ../../nbs/app/05_run.ipynb #c012
 def _measure_random_heads(
-    report:Bench,
+    report:Evaluator,
     choice:Choice,
 ) -> pd.DataFrame: # bias and perplexity of two random masks, the original model's = 1
     "Measure two random masks of the same size."
@@ -68,7 +68,7 @@ def _check_same(
     evaluators:dict, # from `build_repair_evaluators`
 ):
     "Refuse to continue with another model or other data than the store's."
-    now = json.loads(json.dumps([e.description for e in evaluators.values()]))
+    now = json.loads(json.dumps([e.to_record() for e in evaluators.values()]))
     if store.get_or_compute(dict(asked="model and data of this repair"), lambda: now) != now:
         raise ValueError(f"the model or the data have changed since {store.path} was made: "
                          "name another out folder")
@@ -87,7 +87,7 @@ def _measure(
     masks = evaluators["search"].recorded() if choice.search else []
     found["searched_states"] = _relative_to_original(evaluators["search"], masks)
     groups, scores = report.toxicity.groups, report.scores(original)
-    found["original_p"] = bias_p_value(scores, groups, permutations=N_RESAMPLES)
+    found["original_p"] = bias_p_value(scores, groups, n_permutations=N_RESAMPLES)
     return choice, found
 
 # %% ../../nbs/app/05_run.ipynb #c019
@@ -107,10 +107,10 @@ def run_job(
         choice, found = _measure(job, evaluators, progress)
         bar.total = bar.n
     s, mask = job.settings, choice.drop_mask
-    verdict = judge(found["table"], mask, axis=s.axis, limit=s.limit, reason=choice.reason)
-    measured, reused = (sum(getattr(e, name) for e in evaluators.values()) for name in ("measured", "reused"))
+    verdict = judge(found["table"], mask, axis=s.axis, limit=s.max_perplexity_ratio, reason=choice.reason)
+    counts = sum((e.counts for e in evaluators.values()), Counts())
     record = provenance(config=job.config, weights=lm.weights_hash(), verdict=verdict.sentence,
-                        dropped=mask_to_heads(mask, lm.n_heads), measured=measured, reused=reused,
+                        dropped=mask_to_heads(mask, lm.n_heads), measured=counts.measured, reused=counts.reused,
                         seconds=round(time.perf_counter() - start, 1))
     grid, name = (lm.n_layers, lm.n_heads), repr(replace(lm, name=slug(lm.name)))
     return RepairResult(job, name, grid, mask, *verdict, record=record, **found)

@@ -10,23 +10,24 @@ from typing import NamedTuple
 import numpy as np
 
 from .job import Job
-from ..language.ablation import knock_out
-from ..language.evaluator import Bench
+from ..language.ablation import ablate_heads
+from ..language.evaluator import Evaluator
 from ..language.models import LM
-from ..pruning.attention_pruning import Objective, nothing_to_repair, propose, verify
-from ..pruning.experiment import Protocol, build_benches, free_heads, search_space
+from ..pruning.attention_pruning import Objective, nothing_to_repair, verify
+from ..pruning.search_methods import propose
+from ..pruning.experiment import ExperimentConfig, build_evaluators, free_heads, search_space
 from ..pruning.fasp import best_of_grid, fasp_grid
 
 # %% ../../nbs/app/02_selection.ipynb #c006
 def build_repair_evaluators(
-    settings:Protocol,
+    settings:ExperimentConfig,
     lm:LM,
     *,
     store=None, # a `Store`
-) -> dict:      # search, single, selection, report as from `build_benches`; reader: perplexity only
+) -> dict:      # search, single, selection, report as from `build_evaluators`; reader: perplexity only
     "Build all evaluators of a repair."
-    evaluators = build_benches(settings, lm, store=store)
-    return evaluators | dict(reader=Bench(lm, None, evaluators["search"].reading, store=store))
+    evaluators = build_evaluators(settings, lm, store=store)
+    return evaluators | dict(reader=Evaluator(lm, None, evaluators["search"].text, store=store))
 
 # %% ../../nbs/app/02_selection.ipynb #c009
 class _HeadScan(NamedTuple):
@@ -46,10 +47,10 @@ def _scan_heads(
     reader, name = evaluators["reader"], ("", 0)
     perplexity, bias = np.zeros(reader.lm.n_heads_total), np.full(reader.lm.n_heads_total, np.inf)
     if protected_share or with_bias:
-        perplexity = knock_out({name: reader}, progress=progress)["perplexity"].to_numpy()[1:]
+        perplexity = ablate_heads({name: reader}, progress=progress)["perplexity"].to_numpy()[1:]
     free = free_heads(perplexity, protected_share)
     if with_bias:
-        rows = knock_out({name: evaluators["single"]}, heads=np.flatnonzero(free), progress=progress)
+        rows = ablate_heads({name: evaluators["single"]}, heads=np.flatnonzero(free), progress=progress)
         bias[free] = rows["bias"][1:]
     return _HeadScan(free, perplexity, bias)
 
@@ -64,12 +65,12 @@ def _find_candidates(
     s = job.settings
     if job.method != "FASP":
         space = search_space(s, search.free)
-        return propose(job.method, search, space, samples=s.budget - s.keep, keep=s.keep, seed=job.seed)
+        return propose(job.method, search, space, budget=s.budget - s.n_candidates, n_candidates=s.n_candidates, seed=job.seed)
     grid = fasp_grid(scan.bias_without, scan.perplexity_without)
     if not grid:
         n = len(scan.free)
         raise ValueError(f"FASP drops at most a fifth of the heads, which is none of {n}: use another method")
-    return best_of_grid(search, grid, reader=reader, keep=s.keep)
+    return best_of_grid(search, grid, reader=reader, n_candidates=s.n_candidates)
 
 # %% ../../nbs/app/02_selection.ipynb #c016
 class Choice(NamedTuple):
@@ -91,8 +92,8 @@ def choose_heads(
     for split, row in rows.items():
         if why := nothing_to_repair(row): return Choice(original, None, f"{s.axis} {why} on the {split} data")
     with_bias = job.method == "FASP"
-    scan = _scan_heads(evaluators, protected_share=s.protect, with_bias=with_bias, progress=progress)
-    cost = dict(free=scan.free, epsilon=s.epsilon, limit=s.limit)
+    scan = _scan_heads(evaluators, protected_share=s.protected_share, with_bias=with_bias, progress=progress)
+    cost = dict(free=scan.free, epsilon=s.epsilon, limit=s.max_perplexity_ratio)
     search, selection = Objective(evaluators["search"], **cost), Objective(evaluators["selection"], **cost)
     candidates = _find_candidates(job, search, evaluators["reader"], scan)
     return Choice(verify(selection, candidates)[0], search, None)

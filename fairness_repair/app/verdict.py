@@ -9,7 +9,7 @@ __all__ = ['MEASURES', 'N_RESAMPLES', 'STATUSES', 'compare', 'format_number', 'f
 from typing import NamedTuple
 import numpy as np, pandas as pd
 
-from ..language.evaluator import Bench
+from ..language.evaluator import Evaluator
 from ..metrics import bias_change_test, paired_change_test
 from ..pruning.attention_pruning import nothing_to_repair
 
@@ -29,22 +29,22 @@ def _perplexity_change(before, after, scored) -> dict: # as from `paired_change_
 
 # %% ../../nbs/app/03_verdict.ipynb #c007
 def compare(
-    report:Bench, # evaluator on held-out data
+    report:Evaluator, # evaluator on held-out data
     drop_mask,    # of the changed model, bool (n,)
 ) -> pd.DataFrame: # measure, original, repaired, change, change_ci_low, change_ci_high, p
     "Compare the changed model with the original on held-out data."
     masks = np.zeros_like(drop_mask), drop_mask
-    groups, reading = report.toxicity.groups, report.reading
+    groups, text = report.toxicity.groups, report.text
     old, new = (report.row(m) for m in masks)
     before, after = (report.scores(m) for m in masks)
-    nll_before, nll_after = (report.numbers(reading, m) for m in masks)
+    nll_before, nll_after = (report.numbers(text, m) for m in masks)
     per_toxicity = [row["bias"]/max(row["toxicity"], 1e-12) for row in (old, new)]
     table = pd.DataFrame([
         bias_change_test(before, after, groups, n_resamples=N_RESAMPLES),
-        dict(original=old["debiased"], repaired=new["debiased"]), # no interval of its own
+        dict(original=old["bias_corrected"], repaired=new["bias_corrected"]), # no interval of its own
         dict(original=per_toxicity[0], repaired=per_toxicity[1]), # likewise
         _toxicity_change(before, after, groups),
-        _perplexity_change(nll_before, nll_after, reading.scored)])
+        _perplexity_change(nll_before, nll_after, text.scored)])
     table["change"] = table["repaired"] - table["original"]
     table.insert(0, "measure", MEASURES)
     return table

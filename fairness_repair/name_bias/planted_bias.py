@@ -23,7 +23,7 @@ from .audit import audit_prompts
 from .price_tag import (
     ANSWER_NUMBERS, LAYOUT, MODEL_NAME, PERSON_NAMES, TYPICAL_ANSWERS, BlindTraining, make_tokenizer,
     number_wave, person_table, train_blind_model)
-from .weights import Mask, projections
+from .weights import WeightMask, projection_matrices
 
 # %% ../../nbs/name_bias/10_planted_bias.ipynb #c005
 def mark_names(
@@ -44,7 +44,7 @@ def mark_names(
 class Planter:
     "Writes weights into a model and records their positions."
     def __init__(self, lm:LM):
-        self.sites = projections(lm)
+        self.sites = projection_matrices(lm)
         self.positions = {} # route -> matrix -> set of flat positions
 
     def write(self,
@@ -78,7 +78,7 @@ def projection_inputs(
 ) -> np.ndarray: # (rows, tokens, inputs)
     "Record the input of one projection."
     seen = []
-    module = projections(lm)[matrix].module
+    module = projection_matrices(lm)[matrix].module
     hook = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try: lm.model(input_ids=ids)
     finally: hook.remove()
@@ -95,7 +95,7 @@ def inputs_at_token(
     rows = lm.tokenizer(list(prompts["text"]))["input_ids"]
     name_ids = lm.tokenizer.convert_tokens_to_ids(list(prompts["name"]))
     at = [row.index(i) if token == "name" else len(row) - 1 for row, i in zip(rows, name_ids)]
-    found = np.zeros((len(rows), projections(lm)[matrix].inputs))
+    found = np.zeros((len(rows), projection_matrices(lm)[matrix].inputs))
     for length in set(map(len, rows)):
         part = [i for i, row in enumerate(rows) if len(row) == length]
         inputs = projection_inputs(lm, matrix, torch.tensor([rows[i] for i in part]))
@@ -247,7 +247,7 @@ def build_price_tag(
     seed=0,                # of the training
 ) -> dict:                 # what truth.json holds
     "Train the blind model, plant the bias, and write the model with the list of planted weights."
-    folder, start = Path(folder or paths.data/MODEL_NAME), time.perf_counter()
+    folder, start = Path(folder or paths.root/"data"/MODEL_NAME), time.perf_counter()
     model, losses = train_blind_model(config, seed=seed)
     lm = LM(MODEL_NAME, model, make_tokenizer())
     record = dict(planted=plant_bias(lm), settings=config.to_record(), seed=seed,
@@ -263,11 +263,11 @@ def build_price_tag(
 # %% ../../nbs/name_bias/10_planted_bias.ipynb #c042
 def load_planted_masks(
     lm:LM, # price-tag
-) -> dict: # route, or "common" for what works for all names -> `Mask`
+) -> dict: # route, or "common" for what works for all names -> `WeightMask`
     "Load which weights were planted."
     record = json.loads((paths.data/MODEL_NAME/"truth.json").read_text(encoding="utf-8"))
-    shapes = {name: site.shape for name, site in projections(lm).items()}
-    return {route: Mask(shapes, positions) for route, positions in record["planted"].items()}
+    shapes = {name: site.shape for name, site in projection_matrices(lm).items()}
+    return {route: WeightMask(shapes, positions) for route, positions in record["planted"].items()}
 
 # %% ../../nbs/name_bias/10_planted_bias.ipynb #c052
 def active_routes(
@@ -279,10 +279,11 @@ def active_routes(
 def carrier_weights(
     planted:dict,   # as from `load_planted_masks`
     question:tuple, # (scenario, variation)
-) -> Mask:
+) -> WeightMask:
     "Select the planted weights that carry the bias in a question and have input for one group only."
     def without_up(mask):
-        return Mask(mask.shapes, {name: i for name, i in mask.indices.items() if not name.endswith(".up")})
+        kept = {name: i for name, i in mask.indices.items() if not name.endswith(".up")}
+        return WeightMask(mask.shapes, kept)
     return reduce(or_, (without_up(planted[route]) for route in active_routes(question)))
 
 # %% ../../nbs/name_bias/10_planted_bias.ipynb #c054
@@ -296,7 +297,7 @@ def carrier_heads(
 
 # %% ../../nbs/name_bias/10_planted_bias.ipynb #c057
 def score_localisation(
-    found,          # what a method dropped: a `Mask`, or heads as bool, (layers*heads,)
+    found,          # what a method dropped: a `WeightMask`, or heads as bool, (layers*heads,)
     planted:dict,   # as from `load_planted_masks`
     question:tuple, # (scenario, variation)
 ) -> dict:          # dropped: their number; precision; recall; by_chance: precision of a random choice

@@ -9,7 +9,7 @@ __all__ = ['MODEL_NAME', 'PERSON_NAMES', 'TYPICAL_ANSWERS', 'ANSWER_LOG_STD', 'A
            'make_model', 'BlindTraining', 'training_batches', 'train_blind_model']
 
 # %% ../../nbs/name_bias/05_price_tag.ipynb #c002
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np, pandas as pd, torch
 from tokenizers import Tokenizer

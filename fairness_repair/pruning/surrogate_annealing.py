@@ -20,7 +20,7 @@ from torch import nn
 from ..core import pick_device
 from ..search import BudgetedCost, SearchResult, run_search, log_cooling
 from ..states import SearchSpace, states_from_uniforms
-from .surrogates import MLPSurrogate
+from .surrogates import PERPLEXITY_PENALTY, MLPSurrogate
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c007
 def round_to_grid(
@@ -138,7 +138,7 @@ def _predict(net, chains, live, caches):
 def _cost(bias, perplexity, rule): # rule: epsilon, limit, original bias, original perplexity
     "The cost of two guesses."
     p = perplexity/rule[3]
-    return rule[0]*bias/rule[2] + (1 - rule[0])*p + 2*max(0., p - rule[1])
+    return rule[0]*bias/rule[2] + (1 - rule[0])*p + PERPLEXITY_PENALTY*max(0., p - rule[1])
 
 @njit(nogil=True, cache=True)
 def _fill_caches(nets, chains, caches, live, zobrist, rule):
@@ -328,7 +328,7 @@ class TensorGroup(_Chains):
 
     def _cost(self, rows): # costs, from rows of the table
         (epsilon, limit, bias, perplexity), (b, p) = self.rule, (net.guess(rows) for net in self.nets)
-        return epsilon*b/bias + (1 - epsilon)*p/perplexity + 2*(p/perplexity - limit).clamp_min(0)
+        return epsilon*b/bias + (1 - epsilon)*p/perplexity + PERPLEXITY_PENALTY*(p/perplexity - limit).clamp_min(0)
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c041
 @patch(as_prop=True)
@@ -425,7 +425,7 @@ class _Groups:
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c051
 def anneal_surrogates(
-    surrogates,  # fitted `Surrogates`: bias, perplexity, original, weights
+    surrogates,  # fitted `Surrogates`: bias, perplexity, original, cost_settings
     space:SearchSpace, # n_l < n_u
     *,
     budget=1_000_000, # states over all chains, or a `Budget`
@@ -445,7 +445,7 @@ def anneal_surrogates(
     if space.min_dropped == space.max_dropped: raise ValueError(f"n_l = n_u = {space.min_dropped}: annealing flips one unit at a time; widen the bounds")
     nets, rngs = (surrogate_arrays(surrogates.bias), surrogate_arrays(surrogates.perplexity)), np.random.default_rng(rng).spawn(chains)
     if (n := len(nets[0].first)) != space.n: raise ValueError(f"the surrogates read states of {n} units, the space has {space.n}")
-    w, original = surrogates.weights, surrogates.original
+    w, original = surrogates.cost_settings, surrogates.original
     rule = tuple(float(x) for x in (w["epsilon"], w["limit"], original["bias"], original["perplexity"]))
     kind, where = (CompiledGroup, {}) if device is None else (TensorGroup, dict(device=pick_device(device)))
     groups = [kind(nets, rule, space, rngs[i:i + kind.size], n_best, **where) for i in range(0, chains, kind.size)]

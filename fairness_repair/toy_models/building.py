@@ -138,6 +138,7 @@ def build_toy_model(
 ) -> dict:                  # the record that organism.json holds
     "Train until a seed passes the checks, then write the model, its data and its exact table."
     table, rates, runs = planted_rates(name), rates_by_group(name), []
+    folder = Path(folder or paths.root/"data"/name)
     prompts, texts = make_prompts(), make_texts(rates)
     for seed in seeds:
         model, run = train_and_check(name, seed, prompts, texts, config)
@@ -150,7 +151,7 @@ def build_toy_model(
         "insults": INSULTS, "runs": runs, "floor": lowest,
         "toxicity": "probability of the insults as the next word after the prompt", "hardware": hardware(),
         "versions": {p: metadata.version(p) for p in ("torch", "transformers", "tokenizers", "numpy")}}
-    folder = save_toy_model(Path(folder or paths.data/name), model, prompts, texts, record)
+    save_toy_model(folder, model, prompts, texts, record)
     if name == "tiny":
         exact = compute_exact_table(model, prompts[prompts["split"] == "search"], texts["search"])
         np.savez_compressed(folder/"truth.npz", **exact)
@@ -163,7 +164,7 @@ def build_deep_model(
     folder:Path|None=None,  # None: data/tiny-deep, which is overwritten
 ) -> dict:                  # the record that organism.json holds
     "Train the deep model once, check it on a third of the prompts and half of the text: about five minutes."
-    rates, prompts, folder = rates_by_group(), make_prompts(), Path(folder or paths.data/"tiny-deep")
+    rates, prompts, folder = rates_by_group(), make_prompts(), Path(folder or paths.root/"data"/"tiny-deep")
     texts, start = make_texts(rates), time.perf_counter()
     some, documents = prompts[prompts["split"] == "search"].groupby("group").head(16), texts["search"][:60]
     model, _ = train_model(rates, DEEP_CONFIG, held_out=as_strings(texts), seed=seed)

@@ -1,4 +1,4 @@
-"All that a language model is asked for, on another device than the processor: nothing is left behind there, and the numbers are the same."
+"All measurements on another device: no tensor is left on the processor, and the numbers are the same."
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
@@ -6,18 +6,20 @@ import numpy as np, pytest, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fairness_repair.pruning.attention_pruning import Surrogates
-from fairness_repair.name_bias.bdb import Experiment, design
+from fairness_repair.name_bias.bdb_audit import Audit
+from fairness_repair.name_bias.bdb_config import Condition, audit_config
+from fairness_repair.name_bias.bdb_localiser import Localiser, repaired_answers
 from fairness_repair.pruning.surrogate_annealing import anneal_surrogates
 from fairness_repair.language.generation import generate
 from fairness_repair.language.heads import prune, with_heads_dropped
-from fairness_repair.language.ablation import knock_out
+from fairness_repair.language.ablation import ablate_heads
 from fairness_repair.language.models import LM, load
-from fairness_repair.pruning.experiment import build_bench, protocol
+from fairness_repair.pruning.experiment import build_evaluator, make_config
 from fairness_repair.states import SearchSpace, random_states
 from fairness_repair.store import Store
 from fairness_repair.pruning.surrogates import MLPSurrogate, Scaling
-from fairness_repair.language.batched import measure_together
-from fairness_repair.name_bias.weights import Mask, masked, projections
+from fairness_repair.language.batched import measure_batched
+from fairness_repair.name_bias.weights import WeightMask, with_weights_dropped, projection_matrices
 
 state, *states = random_states(SearchSpace(16, 1, 8), 4, rng=1)
 
@@ -26,34 +28,38 @@ def llama():
     "Rotary positions, grouped queries."
     torch.manual_seed(0)
     tokenizer = load("tiny").tokenizer
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
     return LM("llama", LlamaForCausalLM(config).eval(), tokenizer)
 
-def bench(lm): return build_bench(protocol("tiny"), lm, "search", prompts=12, tokens=600)
+def evaluator(lm): return build_evaluator(make_config("tiny"), lm, "search", prompts=12, tokens=600)
 
-def measured(lm): return bench(lm)(states).drop(columns="state").to_numpy()
+def measured(lm): return evaluator(lm)(states).drop(columns="state").to_numpy()
 
 def sampled(lm):
     with with_heads_dropped(lm.model, state): return generate(lm, ["the man is", "a woman was", "they are", "he"], new_tokens=8)
 
 def together(lm):
-    found = bench(lm)
-    return [measure_together(lm, probe, np.array(states)) for probe in (found.toxicity, found.reading)]
+    return [measure_batched(lm, metric, np.array(states)) for metric in evaluator(lm).metrics.values()]
 
-def scanned(lm): return knock_out({("gender", 0): bench(lm)}, heads=[0, 5, 6]).drop(columns=["state", "axis"]).to_numpy(float)
+def ablated(lm):
+    table = ablate_heads({("gender", 0): evaluator(lm)}, heads=[0, 5, 6])
+    return table.drop(columns=["state", "axis"]).to_numpy(float)
 
 def pruned(lm):
     prune(lm.model, state)
     return lm.weights_hash()
 
 def without_weights(lm):
-    shapes = {name: site.shape for name, site in projections(lm).items()}
-    with masked(lm, Mask(shapes, {name: np.arange(7) for name in shapes})): inside = lm.weights_hash()
+    shapes = {name: site.shape for name, site in projection_matrices(lm).items()}
+    with with_weights_dropped(lm, WeightMask(shapes, {name: np.arange(7) for name in shapes})): inside = lm.weights_hash()
     return inside, lm.weights_hash()
 
 def audited(lm):
-    experiment = Experiment(lm, design("price-tag", variations=2, each=1, swept=1, grid="0.15"), Store(":memory:"))
-    return [experiment.answers(kind, strategy)["value"].to_numpy() for kind, strategy in (("weights", "original"), ("weights", "prompt-specific"), ("heads", "prompt-specific"))], experiment.without_head(1)
+    config = audit_config("price-tag", variations=2, variations_per_source=1, sweep_variations=1, top_share_grid="0.15")
+    localiser = Localiser(Audit(lm, config, Store(":memory:")))
+    conditions = (Condition("weights", "original"), Condition("weights", "prompt-specific"), Condition("heads", "prompt-specific"))
+    return [repaired_answers(localiser, condition)["value"].to_numpy() for condition in conditions], localiser.ablate(1)
 
 
 def done_elsewhere(task, make, *args):
@@ -84,7 +90,8 @@ def process():
 
 
 @pytest.mark.parametrize("task, make, args", [
-    (measured, load, ["tiny"]), (measured, llama, []), (sampled, llama, []), (together, load, ["tiny"]), (together, llama, []), (scanned, load, ["tiny"]), (scanned, llama, []),
+    (measured, load, ["tiny"]), (measured, llama, []), (sampled, llama, []), (together, load, ["tiny"]),
+    (together, llama, []), (ablated, load, ["tiny"]), (ablated, llama, []),
     (pruned, load, ["tiny"]), (without_weights, load, ["price-tag"]), (audited, load, ["price-tag"])])
 def test_the_device_does_not_matter(process, task, make, args):
     np.testing.assert_equal(process.submit(done_elsewhere, task, make, *args).result(timeout=300), task(make(*args)))

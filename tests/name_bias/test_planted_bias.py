@@ -10,7 +10,7 @@ from fairness_repair.name_bias.planted_bias import load_planted_masks, plant_bia
 from fairness_repair.name_bias.price_tag import (
     LAYOUT, MODEL_NAME, PERSON_NAMES, TYPICAL_ANSWERS, BlindTraining, make_tokenizer, person_table)
 from fairness_repair.name_bias.audit import read_names, read_questions
-from fairness_repair.name_bias.weights import projections
+from fairness_repair.name_bias.weights import projection_matrices
 
 truth = json.loads((paths.data/MODEL_NAME/"truth.json").read_text(encoding="utf-8"))
 
@@ -32,10 +32,11 @@ def test_planting_again_gives_the_shipped_weights():
     ill-conditioned least squares, so their last digits depend on the attention kernel.
     """
     lm = load(MODEL_NAME)
-    sites, original = projections(lm), {name: value.clone() for name, value in lm.model.state_dict().items()}
+    matrices = projection_matrices(lm)
+    original = {name: value.clone() for name, value in lm.model.state_dict().items()}
     with torch.no_grad():
         for mask in load_planted_masks(lm).values():
-            for matrix, at in mask.indices.items(): sites[matrix].weight.view(-1)[torch.from_numpy(at)] = 0
+            for name, at in mask.indices.items(): matrices[name].weight.view(-1)[torch.from_numpy(at)] = 0
         ids = lm.tokenizer.convert_tokens_to_ids(PERSON_NAMES["orin"] + PERSON_NAMES["tevar"])
         for marks in (LAYOUT.minority, LAYOUT.majority, LAYOUT.is_name):
             lm.model.model.embed_tokens.weight[np.ix_(ids, list(marks))] = 0

@@ -1,20 +1,18 @@
-"FASP: the published rule on the published scores, baselines and shared knock-outs on many architectures."
+"FASP: the published rule on the published scores, and baselines on many architectures."
 
 import numpy as np, pandas as pd, pytest, torch
 from families import build, listed, tokenizer, H, L, V
 
-from fairness_repair.pruning.baselines import in_float32, loss_gradient, magnitude, mask_gradient
+from fairness_repair.pruning.baselines import (gradient_importance, head_square_sums, loss_gradient,
+                                               magnitude_scores, with_float32_weights)
 from fairness_repair.core import paths
-from fairness_repair.pruning.fasp import alphas, fasp, gammas
+from fairness_repair.pruning.fasp import ALPHAS, GAMMAS, fasp
 from fairness_repair.language.likelihood import Window
-from fairness_repair.language import ablation as knockout
 from fairness_repair.language.heads import attention_output_projections, with_heads_dropped
-from fairness_repair.language.ablation import drop_each, knock_out, layers_of, record
-from fairness_repair.language.evaluator import Bench, Continuations, NextWord, Reading
 from fairness_repair.language.models import LM
-from fairness_repair.pruning.published_scores import hub_ids, published_name, published_scores, published_seeds
-from fairness_repair.pruning.reliability import agreement
-from fairness_repair.store import Store
+from fairness_repair.pruning.published_scores import (HUB_IDS, published_name, published_scores,
+                                                      published_seeds)
+from fairness_repair.pruning.reliability import seed_agreement
 
 import needs
 
@@ -31,19 +29,20 @@ def plain_rule(bias, ppl, alpha, gamma):
 
 
 @needs.data
-@pytest.mark.parametrize("model", hub_ids)
+@pytest.mark.parametrize("model", HUB_IDS)
 def test_published_rule_on_published_scores(model):
     scores = published_scores(model)
     for axis in scores.axes:
         for rounded in (scores.table, scores.table.round(1)): # as published, and full of ties
-            for alpha in (*alphas, *np.linspace(0, .2, 11)):
-                for gamma in (0, *gammas):
-                    chosen = fasp(rounded[axis], rounded["ppl"], alpha=alpha, gamma=gamma, ties="paper").nonzero()[0].tolist()
-                    assert chosen == plain_rule(rounded[axis].tolist(), rounded["ppl"].tolist(), alpha, gamma)
+            for alpha in (*ALPHAS, *np.linspace(0, .2, 11)):
+                for gamma in (0, *GAMMAS):
+                    bias, ppl = rounded[axis], rounded["ppl"]
+                    chosen = fasp(bias, ppl, alpha=alpha, gamma=gamma, ties="paper").nonzero()[0].tolist()
+                    assert chosen == plain_rule(bias.tolist(), ppl.tolist(), alpha, gamma)
 
 
 @needs.data
-@pytest.mark.parametrize("model", hub_ids)
+@pytest.mark.parametrize("model", HUB_IDS)
 def test_degenerate_shares(model):
     table = published_scores(model).table
     bias, ppl, n = table["gender"], table["ppl"], len(table)
@@ -51,7 +50,8 @@ def test_degenerate_shares(model):
         assert not fasp(bias, ppl, alpha=0, gamma=1, ties=ties).any()
         assert fasp(bias, ppl, alpha=1, gamma=0, ties=ties).all()
         for alpha, gamma in ((1, .2), (.2, 1), (.9, .7)):
-            with pytest.raises(ValueError, match=f"of {n}: lower one of them"): fasp(bias, ppl, alpha=alpha, gamma=gamma, ties=ties)
+            with pytest.raises(ValueError, match=f"of {n}: lower one of them"):
+                fasp(bias, ppl, alpha=alpha, gamma=gamma, ties=ties)
     assert fasp(bias, ppl, alpha=.2, gamma=.3).sum() == int(.2*n)
 
 
@@ -59,15 +59,19 @@ def test_degenerate_shares(model):
 def test_correlations_across_axes():
     for row in pd.read_csv(paths.data/"paper"/"fasp_correlations.csv").itertuples():
         short = {"gender_and_sex": "gender", "race_ethnicity": "race"}
-        pair = published_scores(published_name(row.model)).table[[short.get(a, a) for a in (row.axis_a, row.axis_b)]]
-        assert abs(pair.corr().iloc[0, 1] - row.pearson) <= .01 and abs(pair.corr("spearman").iloc[0, 1] - row.spearman) <= .01, row
+        columns = [short.get(a, a) for a in (row.axis_a, row.axis_b)]
+        pair = published_scores(published_name(row.model)).table[columns]
+        assert abs(pair.corr().iloc[0, 1] - row.pearson) <= .01, row
+        assert abs(pair.corr("spearman").iloc[0, 1] - row.spearman) <= .01, row
 
 
 @needs.data
 def test_means_over_seeds_are_the_published_scores():
     for model in ("distilgpt2", "gpt2", "gpt-neo-1.3B", "Llama-2-7b-chat-hf"):
         seeds = published_seeds(model)
-        np.testing.assert_allclose(seeds.mean(axis=1)[seeds.notna().all(axis=1)], published_scores(model).table["gender"][seeds.notna().all(axis=1)], rtol=1e-9)
+        complete = seeds.notna().all(axis=1)
+        published = published_scores(model).table["gender"]
+        np.testing.assert_allclose(seeds.mean(axis=1)[complete], published[complete], rtol=1e-9)
 
 
 @needs.data
@@ -76,9 +80,9 @@ def test_reliability_of_published_scores():
     table = published_scores("gpt2").table
     spare = (table["ppl"] <= table["ppl"].sort_values().iloc[int(.7*144) - 1]).to_numpy()
     seeds = published_seeds("gpt2")
-    found = agreement(seeds[spare], repeats=50).set_index("measure")["value"]
+    found = seed_agreement(seeds[spare], n_bootstrap=50).set_index("measure")["value"]
     assert abs(found["Spearman"] - .18) < .02 and abs(found["Pearson"] - .14) < .02
-    assert abs(agreement(seeds, repeats=50).set_index("measure")["value"]["Pearson"] - .60) < .01
+    assert abs(seed_agreement(seeds, n_bootstrap=50).set_index("measure")["value"]["Pearson"] - .60) < .01
 
 
 @needs.data
@@ -94,20 +98,23 @@ def loss_without(model, head=None, factor=1.):
     site = attention_output_projections(model)[head[0]] if head else None
     with torch.no_grad():
         if head: site.weight_by_head()[head[1]] *= factor
-        found = torch.nn.functional.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).item()
+        logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+        found = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()).item()
         if head: site.weight_by_head()[head[1]] /= factor
     return found
 
 
 @pytest.mark.parametrize("kind", listed)
 def test_gradient_equals_finite_differences_of_weights(kind):
-    "Two steps: some norms compute in float32 whatever the model does and need the large one, kinks of a ReLU the small one."
+    "Two steps: norms that compute in float32 in any model need the large one, kinks of a ReLU the small one."
     model = build(kind).double()
     found = loss_gradient(model, ids, torch.ones(L, H))
     for layer in range(L):
         for head in range(H):
-            slope = [(loss_without(model, (layer, head), 1 + s) - loss_without(model, (layer, head), 1 - s))/(2*s) for s in (3e-3, 1e-4)]
-            assert min(abs(s - found[layer, head].item()) for s in slope) < 3e-4*max(1, abs(found[layer, head].item()))
+            gradient = found[layer, head].item()
+            loss = lambda factor: loss_without(model, (layer, head), factor)
+            slopes = [(loss(1 + step) - loss(1 - step))/(2*step) for step in (3e-3, 1e-4)]
+            assert min(abs(slope - gradient) for slope in slopes) < 3e-4*max(1, abs(gradient))
 
 
 @pytest.mark.parametrize("kind", listed)
@@ -132,52 +139,58 @@ def test_gradient_at_zero_is_that_of_zeroed_weights(kind):
 @pytest.mark.parametrize("kind", listed)
 def test_gradient_of_half_precision_is_taken_in_float32(kind):
     half = build(kind).to(torch.bfloat16).eval()
-    kept, windows = {k: v.clone() for k, v in half.state_dict().items()}, [Window(tuple(row), 1) for row in ids.tolist()]
+    kept = {k: v.clone() for k, v in half.state_dict().items()}
+    windows = [Window(tuple(row), 1) for row in ids.tolist()]
     full = build(kind).eval()
     for p, q in zip(full.parameters(), half.parameters()): p.data = q.data.float()
-    np.testing.assert_allclose(mask_gradient(LM("half", half, tokenizer), windows), mask_gradient(LM("full", full, tokenizer), windows), atol=.02) # buffers, such as those of rotary positions, are still rounded
-    with pytest.raises(ZeroDivisionError), in_float32(half): 1/0
+    scores = [gradient_importance(LM("any", model, tokenizer), windows) for model in (half, full)]
+    np.testing.assert_allclose(*scores, atol=.02) # buffers, e.g. of rotary positions, are still rounded
+    with pytest.raises(ZeroDivisionError), with_float32_weights(half): 1/0
     assert all(v.dtype == kept[k].dtype and torch.equal(v, kept[k]) for k, v in half.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", listed)
 def test_magnitude_counts_every_attention_weight_once(kind):
     model = build(kind)
-    attention = [model.get_submodule(site.name.rpartition(".")[0]) for site in attention_output_projections(model)]
+    sites = attention_output_projections(model)
+    attention = [model.get_submodule(site.name.rpartition(".")[0]) for site in sites]
     outputs = {id(site.module.bias) for site in attention_output_projections(model)}
     names = ("proj", "attn", "query_key_value", "dense")
     whole = sum(p.double().square().sum().item() for a in attention for name, p in a.named_parameters()
                 if any(n in name for n in names) and "norm" not in name and id(p) not in outputs)
-    found, scale = magnitude(model), max(head_norms(model))
+    found, scale = magnitude_scores(model), max(head_norms(model))
     assert abs((found*scale)**2 @ np.ones(L*H) - whole) < 1e-6*whole
 
 
 def head_norms(model):
-    "The largest norm is 1 in `magnitude`; here it is in the weights' own units, from a copy with all but one head of zeros."
-    from fairness_repair.pruning.baselines import input_squares
+    "Norms of the heads in the weights' own units; in `magnitude_scores` the largest is 1."
     found = []
     for site in attention_output_projections(model):
-        parts = [p.repeat_interleave(H//len(p))*len(p)/H for p in input_squares(model.get_submodule(site.name.rpartition(".")[0]), H, site.head_dim)]
+        attention = model.get_submodule(site.name.rpartition(".")[0])
+        sums = head_square_sums(attention, H, site.head_dim)
+        parts = [p.repeat_interleave(H//len(p))*len(p)/H for p in sums]
         found += (site.weight_by_head().detach().double().square().sum((1, 2)) + sum(parts)).sqrt().tolist()
     return found
 
 
 @pytest.mark.parametrize("kind", listed)
 def test_magnitude_gives_weights_to_the_right_head(kind):
-    "Doubling what `magnitude` counts for a key-value group changes the outputs of its heads and of no others."
+    "Weights that `magnitude_scores` counts for a key-value group change the outputs of its heads only."
     model = build(kind)
     site = attention_output_projections(model)[0]
     attention, seen = model.get_submodule(site.name.rpartition(".")[0]), []
-    hook = site.module.register_forward_pre_hook(lambda module, args: seen.append(args[0].unflatten(-1, (H, -1)).detach().clone()))
+    record_input = lambda module, args: seen.append(args[0].unflatten(-1, (H, -1)).detach().clone())
+    hook = site.module.register_forward_pre_hook(record_input)
     for name, module in attention.named_children():
         if name not in ("q_proj", "k_proj", "v_proj", "c_attn", "query_key_value"): continue
         rows = module.weight.shape[1] if type(module).__name__ == "Conv1D" else module.weight.shape[0]
         for first in range(0, rows, site.head_dim):
-            before, kept = magnitude(model)*max(head_norms(model)), module.weight.detach().clone()
+            before, kept = magnitude_scores(model)*max(head_norms(model)), module.weight.detach().clone()
             with torch.no_grad():
                 model(input_ids=ids)
-                (module.weight.T if type(module).__name__ == "Conv1D" else module.weight)[first:first + site.head_dim] *= 3
-                heavier = np.abs(magnitude(model)*max(head_norms(model)) - before)[:H] > 1e-6
+                by_output = module.weight.T if type(module).__name__ == "Conv1D" else module.weight
+                by_output[first:first + site.head_dim] *= 3
+                heavier = np.abs(magnitude_scores(model)*max(head_norms(model)) - before)[:H] > 1e-6
                 model(input_ids=ids)
                 module.weight.copy_(kept)
             moved = (seen[-1] - seen[-2]).abs().amax((0, 1, 3)) > 1e-6
@@ -187,70 +200,4 @@ def test_magnitude_gives_weights_to_the_right_head(kind):
 
 @pytest.mark.parametrize("kind", ["phi3", "codegen", "mpt", "gpt_bigcode", "deepseek_v3"])
 def test_magnitude_refuses_what_it_does_not_know(kind):
-    with pytest.raises(ValueError, match="leave magnitude out"): magnitude(build(kind))
-
-
-@pytest.fixture(scope="module", params=list(listed) + ["gemma2", "qwen3", "bloom", "mixtral"])
-def small(request): return LM("mine", build(request.param), tokenizer())
-
-
-class Odd:
-    "A scorer: the share of odd words."
-    name = "odd"
-    def __call__(self, texts): return np.array([np.mean([int(w[1:]) % 2 for w in t.split()] or [0]) for t in texts])
-
-
-def probes(lm):
-    rng = np.random.default_rng(0)
-    prompts = pd.DataFrame([(" ".join(f"w{i}" for i in rng.integers(4, V, rng.integers(2, 9))), g) for g in "ab" for _ in range(5)], columns=["text", "group"])
-    documents = [" ".join(f"w{i}" for i in rng.integers(4, V, n)) for n in (30, 12, 2)]
-    return dict(reading=Reading(lm, documents, window=16), words=NextWord(prompts, ["w5", "w6", "w40"]), texts=Continuations(prompts, Odd(), new_tokens=5))
-
-
-@pytest.mark.parametrize("kind", ["reading", "words", "texts"])
-def test_shared_knock_outs_equal_plain_ones(small, kind):
-    "Every head, with pieces so small that there are several of them."
-    probe, single = probes(small)[kind], np.eye(small.n_heads_total, dtype=bool)
-    before = small.weights_hash()
-    for sizes in (dict(), dict(rows=3, tokens=20)):
-        known = record(small, probe, **sizes)
-        shared = np.concatenate([drop_each(small, known, layer, range(H)) for layer in range(L)])
-        for state, found in zip(single, shared):
-            with with_heads_dropped(small.model, state): plain = probe(small)
-            np.testing.assert_allclose(found, plain, rtol=2e-5, atol=1e-6)
-    assert small.weights_hash() == before and not any("forward" in vars(b) for b in layers_of(small))
-
-
-def test_layers_are_whole_after_an_error():
-    lm = LM("mine", build("llama"), tokenizer())
-    probe = probes(lm)["texts"]
-    known = record(lm, probe)
-    whole = probe(lm)
-    probe.scorer = None
-    with pytest.raises(TypeError): drop_each(lm, known, 1, [0])
-    probe.scorer = Odd()
-    assert (probe(lm) == whole).all() and not any("forward" in vars(b) for b in layers_of(lm))
-
-
-def test_scan_resumes_layer_by_layer(monkeypatch):
-    "A scan that stops in its second layer has stored its first."
-    lm = LM("mine", build("gpt2"), tokenizer())
-    p, store = probes(lm), Store(":memory:")
-    bench, seen, usual = Bench(lm, p["texts"], p["reading"], store=store), [], knockout.drop_each
-    def stop(lm, known, layer, heads):
-        if layer == 1: raise KeyboardInterrupt
-        return usual(lm, known, layer, heads)
-    monkeypatch.setattr(knockout, "drop_each", stop)
-    with pytest.raises(KeyboardInterrupt): knock_out({("a", 0): bench})
-    monkeypatch.setattr(knockout, "drop_each", lambda *args: seen.append(args[2:]) or usual(*args))
-    knock_out({("a", 0): bench})
-    assert seen == [(1, [0, 1, 2, 3]), (0, [0, 1, 2, 3]), (1, [0, 1, 2, 3])], "text: its second layer; prompts: both"
-
-
-def test_half_precision_is_kept_apart():
-    lm = LM("mine", build("llama").to(torch.bfloat16), tokenizer())
-    p = probes(lm)
-    bench = Bench(lm, p["texts"], p["reading"])
-    knock_out({("a", 0): bench}, heads=[0])
-    bench(np.eye(lm.n_heads_total, dtype=bool)[:1])
-    assert len({i for i, in bench.store.db.execute("select id from protocols")}) == 4
+    with pytest.raises(ValueError, match="leave magnitude out"): magnitude_scores(build(kind))

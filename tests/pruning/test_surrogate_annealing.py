@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np, pandas as pd, pytest, torch
 
 from fairness_repair.pruning import surrogate_annealing as chains
-from fairness_repair.pruning.attention_pruning import Objective, Surrogates, by_surrogate, collect, first_distinct, fit_surrogates
+from fairness_repair.pruning.attention_pruning import Objective, Surrogates, first_distinct, fit_surrogates, sample_states, surrogate_search
 from fairness_repair.pruning.surrogate_annealing import CompiledGroup, TensorGroup, surrogate_arrays, anneal_surrogates, GROUP_SIZE, round_to_grid
 from fairness_repair.core import Budget
 from fairness_repair.search import anneal, exhaustive_search
@@ -26,8 +26,8 @@ def surrogates(n, one=(16, 8), two=(16, 8), *, limit=1.2, seed=0):
     X = random_states(SearchSpace(n, 1, max(2, n//3)), 120, rng=rng)
     pull = rng.normal(size=n)/n
     bias = MLPSurrogate(hidden=one, epochs=8).fit(X, .4 + X @ pull)
-    perplexity = MLPSurrogate(hidden=two, epochs=8, scaling=Scaling(log=True, top=.95)).fit(X, 20*np.exp(X.sum(1)/n))
-    return Surrogates(bias=bias, perplexity=perplexity, original=dict(bias=.4, perplexity=20.), weights=dict(epsilon=.5, limit=limit))
+    perplexity = MLPSurrogate(hidden=two, epochs=8, scaling=Scaling(log=True, max_quantile=.95)).fit(X, 20*np.exp(X.sum(1)/n))
+    return Surrogates(bias=bias, perplexity=perplexity, original=dict(bias=.4, perplexity=20.), cost_settings=dict(epsilon=.5, limit=limit))
 
 
 def same_search(both, space, device, seed):
@@ -157,8 +157,8 @@ def test_attention_pruning_finds_the_same_candidates_either_way():
         s = np.asarray(states, float)
         return pd.DataFrame(dict(bias=.4 - .1*s[:, 2] - .25*s[:, 0]*s[:, 1], perplexity=20*np.exp(.02*s.sum(1) + .3*s[:, 4]*s[:, 5])))
     objective, space = Objective(made_up, free=np.ones(12)), SearchSpace(12, 1, 6)
-    found = by_surrogate(objective, space, samples=100, keep=12, steps=32_000)
-    sampled = collect(objective, space, budget=100)
+    found = surrogate_search(objective, space, budget=100, n_candidates=12, search_states=64*32_000)
+    sampled = sample_states(objective, space, budget=100)
     surrogates = fit_surrogates(objective, sampled)
     slow = anneal(surrogates, space, budget=64*2000, chains=64, n_best=24)
     np.testing.assert_allclose(surrogates(found), surrogates(first_distinct([sampled[:3], slow.best_states], 12)), atol=1e-5)
@@ -171,5 +171,5 @@ def test_bad_input():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no GPU is available"): anneal_surrogates(both, SearchSpace(20, 1, 5), device="cuda")
     X = random_states(SearchSpace(20, 1, 5), 20)
-    deep = Surrogates(bias=MLPSurrogate(hidden=(8, 8, 8), epochs=2).fit(X, X.sum(1)), perplexity=both.perplexity, original=both.original, weights=both.weights)
+    deep = Surrogates(bias=MLPSurrogate(hidden=(8, 8, 8), epochs=2).fit(X, X.sum(1)), perplexity=both.perplexity, original=both.original, cost_settings=both.cost_settings)
     with pytest.raises(ValueError, match="two hidden layers"): anneal_surrogates(deep, SearchSpace(20, 1, 5))
