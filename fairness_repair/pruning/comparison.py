@@ -118,7 +118,8 @@ def compare_to_original(
 
     Columns: dropped (heads); original, noise_floor (bias of the original and of a fair model);
     bias, bias_ci_low, bias_ci_high (relative to the original, 95 % interval over prompts);
-    p (permutation test);     detectable (smallest change of bias, relative); significant (the interval lies below the original);
+    p (permutation test); detectable (smallest change of bias, relative);
+    significant (the interval lies below the original);
     bias_corrected, toxicity, perplexity (relative to the original)."""
     unmodified = np.zeros(evaluator.lm.n_heads_total, bool)
     original, *after = evaluator([unmodified, *states]).to_dict("records")

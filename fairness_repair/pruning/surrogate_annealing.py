@@ -84,6 +84,7 @@ class ChainArrays(NamedTuple):
     costs: np.ndarray
     units: np.ndarray   # the unit to flip next; -1: none
 
+# %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c015b
 class Caches(NamedTuple):
     "What one network has computed for a group, one row per chain."
     z: np.ndarray       # inputs of the first layer
