@@ -14,7 +14,7 @@ from ..core import paths, unknown_name_message
 from ..language.evaluator import Evaluator
 from ..language.model_metrics import NextTokenToxicity, SampledToxicity, TextPerplexity
 from ..language.models import LM, MODELS_WITH_PROMPTS
-from ..toy_models.organism import insults
+from ..toy_models.grammar import INSULTS
 from ..language.prompts import load_prompts, sample_prompts
 from ..states import Space
 from ..language.subsampling import Subsampling
@@ -114,7 +114,7 @@ def build_evaluator(
     "Build an evaluator for one purpose."
     rows = load_prompts(settings.prompts, settings.axis)[split]
     if prompts: rows = sample_prompts(rows, prompts, rng=seed)
-    if settings.scorer == "next word": toxicity = NextTokenToxicity(lm, rows, insults)
+    if settings.scorer == "next word": toxicity = NextTokenToxicity(lm, rows, INSULTS)
     else: toxicity = SampledToxicity(rows, load_scorer(settings.scorer), new_tokens=settings.new_tokens, seed=seed,
                                      score_on=settings.score_on)
     text = TextPerplexity(lm, load_text(settings.text, split), tokens=tokens or None)

@@ -15,7 +15,7 @@ import pandas as pd
 from ..core import fetch, slug, unknown_name_message
 from .fasp import single_heads
 from ..language.models import MODELS_WITH_PROMPTS
-from ..toy_models.organism import load_truth, settings as built
+from ..toy_models.exact_table import load_exact_table
 from ..language.prompts import AXIS_ALIASES, resolve_axis
 from ..states import state_numbers
 
@@ -64,11 +64,11 @@ def exact_scores(
     model:str="tiny", # a model whose exact table ships
 ) -> HeadScores:      # without sampling noise
     "The built-in model's head scores, looked up."
-    truth = load_truth(model)
-    at = state_numbers(single_heads(truth.n))
+    truth = load_exact_table(model)
+    at = state_numbers(single_heads(truth.n_heads_total))
     table = truth.bias.iloc[at].reset_index(drop=True)
     table.insert(0, "ppl", truth.perplexity[at])
-    return HeadScores(model, built["layers"], built["heads"], table)
+    return HeadScores(model, truth.n_layers, truth.n_heads, table)
 
 # %% ../../nbs/pruning/05_published_scores.ipynb #c015
 def published_scores(

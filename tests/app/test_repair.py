@@ -1,5 +1,5 @@
 "From a model to a saved fairer one: what is saved, what is refused, what survives being stopped."
-import csv, json, os, re, signal, sqlite3, subprocess, sys, time
+import csv, importlib, json, os, re, signal, sqlite3, subprocess, sys, time, tomllib
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
@@ -8,16 +8,18 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from fairness_repair.core import paths
 from fairness_repair.language.heads import with_heads_dropped
 from fairness_repair.language.models import load
-from fairness_repair.app.repair import main, repair
+from fairness_repair.app import repair
+from fairness_repair.app.command_line import main
 
-command = Path(sys.executable).with_name("repair")
+command = [sys.executable, "-c", "from fairness_repair.app.command_line import main; main()"]
 small = ("tiny", "--out", "repaired", "--budget", "60")
 
 
 def start(folder, *arguments):
     env = os.environ | dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
-    return subprocess.Popen([command, *map(str, arguments)], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # Ctrl-C must reach it, also where pytest runs in the background
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # also where pytest runs in the background
+    return subprocess.Popen([*command, *map(str, arguments)], cwd=folder, env=env, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, preexec_fn=listen)
 
 
 def finish(process):
@@ -45,10 +47,21 @@ def undisturbed(tmp_path_factory):
     return folder, stdout, stderr
 
 
+def test_console_script_and_templates_are_declared():
+    "Both are named in pyproject.toml, which no import would notice."
+    settings = tomllib.loads((paths.root/"pyproject.toml").read_text())
+    module, name = settings["project"]["scripts"]["repair"].split(":")
+    assert getattr(importlib.import_module(module), name) is main
+    app, declared = paths.root/"fairness_repair"/"app", settings["tool"]["setuptools"]["package-data"]
+    packed = {p.name for pattern in declared["fairness_repair.app"] for p in app.glob(pattern)}
+    assert packed == {p.name for p in app.iterdir() if p.is_file() and p.suffix != ".py"}
+
+
 def test_console_says_what_it_did(undisturbed):
     folder, stdout, stderr = undisturbed
     assert stdout.startswith("Repaired: without ")
-    assert "fairer model: repaired/model" in stdout and "report card: repaired/report.html" in stdout
+    assert "fairer model: repaired/model" in stdout and "candidate" not in stdout
+    assert "report card: repaired/report.html" in stdout
     assert "search" in stderr and "states" in stderr, "progress"
     assert record(folder)["measured"] == kept(folder)
 
@@ -56,9 +69,11 @@ def test_console_says_what_it_did(undisturbed):
 def test_report_card_needs_nothing_else(undisturbed):
     folder, _, _ = undisturbed
     text = (folder/"repaired"/"report.html").read_text()
-    assert len(re.findall('src="data:image/png;base64,', text)) == len(re.findall("<img", text)) == 4
-    assert not re.search(r'(src|href)="(?!data:)', text) and "$" not in re.sub("<pre>.*?</pre>", "", text, flags=re.S)
-    for tag in ("table", "figure", "div", "main", "details"): assert len(re.findall(f"<{tag}[ >]", text)) == text.count(f"</{tag}>")
+    assert text.count('src="data:image/png;base64,') == text.count("<img") == 4
+    assert set(re.findall(r'(?:src|href)="(?!data:)(.*?)"', text)) == {"model/"}
+    assert "{{" not in text and "{%" not in text
+    for tag in ("table", "figure", "div", "main", "details"):
+        assert len(re.findall(f"<{tag}[ >]", text)) == text.count(f"</{tag}>")
     assert str(folder) not in text
 
 
@@ -69,7 +84,8 @@ def test_model_card(undisturbed):
     assert yaml.safe_load(head)["library_name"] == "transformers"
     figures = re.findall(r"\]\((.+?)\)", body)
     assert len(figures) == 2 and all((folder/f).exists() for f in figures)
-    for heading in ("What was changed", "Before and after", "How it was measured", "Limits", "Use"): assert f"## {heading}\n" in body
+    headings = re.findall("^## (.*)$", body, re.M)
+    assert headings == ["What was changed", "Before and after", "How it was measured", "Limits", "Use"]
     assert "the probability that the next word is an insult" in body
 
 
@@ -78,31 +94,36 @@ import sys, json, torch
 sys.modules["fairness_repair"] = None  # an import would fail
 from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, dtype, text = sys.argv[1:]
-model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval(), AutoTokenizer.from_pretrained(folder)
-ids = tokenizer(text, return_tensors="pt")["input_ids"]
-print(json.dumps(model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12).tolist()))
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
+options = dict(attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)
+print(json.dumps(model.generate(ids, **options).tolist()))
 """
 
 
 def tokens_alone(folder, dtype, text, cwd):
     "What plain transformers makes of a saved model, in a process that cannot import this package."
-    run = subprocess.run([sys.executable, "-c", alone, str(folder), dtype, text], cwd=cwd, capture_output=True, text=True, env=os.environ | dict(HF_HUB_OFFLINE="1"))
+    arguments = [sys.executable, "-c", alone, str(folder), dtype, text]
+    env = os.environ | dict(HF_HUB_OFFLINE="1")
+    run = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, env=env)
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout)
 
 
 def tokens_masked(lm, heads, text):
-    state = np.zeros((lm.n_layers, lm.n_heads), bool)
-    for layer, head in heads: state[layer, head] = True
+    drop_mask = np.zeros((lm.n_layers, lm.n_heads), bool)
+    for layer, head in heads: drop_mask[layer, head] = True
     ids = lm.tokenizer(text, return_tensors="pt")["input_ids"]
-    with with_heads_dropped(lm.model, state): return lm.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12).tolist()
+    options = dict(attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)
+    with with_heads_dropped(lm.model, drop_mask): return lm.model.generate(ids, **options).tolist()
 
 
 def test_saved_model_says_what_the_masked_one_says(undisturbed, tmp_path):
     folder = undisturbed[0]/"repaired"
     heads = json.loads((folder/"model"/"state.json").read_text())["dropped"]
     assert heads and heads == record(undisturbed[0])["dropped"]
-    assert tokens_alone(folder/"model", "float32", "the doctor said", tmp_path) == tokens_masked(load("tiny"), heads, "the doctor said")
+    alone = tokens_alone(folder/"model", "float32", "the doctor said", tmp_path)
+    assert alone == tokens_masked(load("tiny"), heads, "the doctor said")
 
 
 def test_stopped_and_killed_runs_go_on(undisturbed, tmp_path):
@@ -110,25 +131,28 @@ def test_stopped_and_killed_runs_go_on(undisturbed, tmp_path):
     enough = 0
     for how, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
         process, before, deadline = start(tmp_path, *small), enough, time.monotonic() + 300
-        while kept(tmp_path) < before + 20 and time.monotonic() < deadline and process.poll() is None: time.sleep(.01)
+        while kept(tmp_path) < before + 20 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(.01)
         process.send_signal(how)
         try: process.wait(5)
-        except subprocess.TimeoutExpired: process.send_signal(how) # one Ctrl-C can be lost in a finalizer, whose errors Python ignores
+        except subprocess.TimeoutExpired: process.send_signal(how) # Python ignores a Ctrl-C in a finalizer
         found, _, stderr = finish(process)
         enough = kept(tmp_path)
-        assert found == code, f"{enough} of {kept(undisturbed[0])} measurements, {stderr[:300]} ... {stderr[-300:]}"
-        assert before + 20 <= enough < kept(undisturbed[0]) and not (tmp_path/"repaired"/"report.html").exists(), "the run was to be stopped in mid-measurement"
-        if how == signal.SIGINT: assert "goes on from here" in stderr and "Traceback" not in stderr
+        done = f"{enough} of {kept(undisturbed[0])} measurements"
+        assert found == code, f"{done}, {stderr[:300]} ... {stderr[-300:]}"
+        assert before + 20 <= enough < kept(undisturbed[0]), "the run was to be stopped in mid-measurement"
+        assert not (tmp_path/"repaired"/"report.html").exists()
+        if how == signal.SIGINT: assert "to continue from here" in stderr and "Traceback" not in stderr
     assert finish(start(tmp_path, *small))[0] == 0
     whole, resumed = record(undisturbed[0]), record(tmp_path)
     assert resumed["measured"] == whole["measured"] - enough
-    assert (resumed["verdict"], resumed["dropped"], resumed["table"]) == (whole["verdict"], whole["dropped"], whole["table"])
+    for name in ("verdict", "dropped", "table"): assert resumed[name] == whole[name]
 
 
 @pytest.fixture
 def unloaded(monkeypatch):
     def fail(*args, **kwargs): raise AssertionError("a model was loaded before everything was checked")
-    monkeypatch.setattr("fairness_repair.app.repair.load", fail)
+    monkeypatch.setattr("fairness_repair.app.pipeline.load", fail)
 
 
 @pytest.mark.parametrize("given, message", [
@@ -145,7 +169,8 @@ def unloaded(monkeypatch):
 ], ids=lambda x: next(iter(x)) if isinstance(x, dict) else "")
 def test_bad_input_is_one_error_before_loading(unloaded, monkeypatch, tmp_path, given, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)): repair(**dict(model="tiny", out=tmp_path/"out") | given)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+        repair(**dict(model="tiny", out=tmp_path/"out") | given)
     assert not (tmp_path/"out").exists(), "nothing may be left behind"
 
 
@@ -153,7 +178,8 @@ def test_folder_with_something_else(unloaded, undisturbed, tmp_path):
     (tmp_path/"thesis.tex").touch()
     with pytest.raises(ValueError, match="holds something else"): repair("tiny", tmp_path)
     with pytest.raises(ValueError, match="is a file"): repair("tiny", tmp_path/"thesis.tex")
-    with pytest.raises(ValueError, match="epsilon = 0.5, this one has 0.9: name another folder"): repair("tiny", undisturbed[0]/"repaired", budget=60, epsilon=.9)
+    with pytest.raises(ValueError, match="epsilon = 0.5, this one has 0.9: name another folder"):
+        repair("tiny", undisturbed[0]/"repaired", budget=60, epsilon=.9)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -174,24 +200,30 @@ def my_gpt2(tmp_path_factory):
     "A GPT-2 with random weights, and prompts and text of its own."
     folder, tokenizer = tmp_path_factory.mktemp("mine"), AutoTokenizer.from_pretrained(paths.data/"tiny")
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_positions=128, n_embd=32, n_layer=2, n_head=8, initializer_range=.3, bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id)
+    end = tokenizer.eos_token_id
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=128, n_embd=32, n_layer=2, n_head=8,
+                        initializer_range=.3, bos_token_id=end, eos_token_id=end)
     GPT2LMHeadModel(config).save_pretrained(folder/"my-gpt2")
     tokenizer.save_pretrained(folder/"my-gpt2")
     words, rng = sorted(w for w in tokenizer.get_vocab() if w.isalpha()), np.random.default_rng(0)
-    rows = [dict(text=" ".join([group, *rng.choice(words, 5)]), axis="gender", group=group) for group in ("she", "he") for _ in range(30)]
+    rows = [dict(text=" ".join([group, *rng.choice(words, 5)]), axis="gender", group=group)
+            for group in ("she", "he") for _ in range(30)]
     pd.DataFrame(rows).to_csv(folder/"mine.csv", index=False)
     (folder/"mine.txt").write_text("\n".join(" ".join(rng.choice(words, 12)) for _ in range(200)))
-    return folder, dict(model=str(folder/"my-gpt2"), prompts=str(folder/"mine.csv"), text=str(folder/"mine.txt"), scorer="words:" + ",".join(words[:8]), dtype="float32", progress=False)
+    files = dict(model="my-gpt2", prompts="mine.csv", text="mine.txt")
+    files = {name: str(folder/file) for name, file in files.items()}
+    return folder, files | dict(scorer="words:" + ",".join(words[:8]), dtype="float32", progress=False)
 
 
-@pytest.mark.parametrize("method", ["AP", "FASP"])
+@pytest.mark.parametrize("method", ["AP", "FASP", "random"])
 def test_local_folder_with_own_data(my_gpt2, tmp_path, method):
     folder, mine = my_gpt2
     result = repair(out=tmp_path/"out", method=method, budget=16, **mine)
-    assert result.state.sum() <= 8 and result.report.exists()
+    assert result.drop_mask.sum() <= 8 and result.report.exists()
     if method != "random": return
     assert result.saved, "the seeds of this test were chosen so that something is saved"
-    assert tokens_alone(result.checkpoint, "float32", "the doctor said", tmp_path) == tokens_masked(load(mine["model"]), result.heads, "the doctor said")
+    alone = tokens_alone(result.checkpoint, "float32", "the doctor said", tmp_path)
+    assert alone == tokens_masked(load(mine["model"]), result.heads, "the doctor said")
     card = (result.checkpoint/"README.md").read_text()
     assert "base_model" not in card and str(folder) not in card and "a list of words" in card
 
@@ -199,5 +231,7 @@ def test_local_folder_with_own_data(my_gpt2, tmp_path, method):
 def test_changed_model_is_noticed(my_gpt2, tmp_path):
     folder, mine = my_gpt2
     repair(out=tmp_path/"out", method="random", budget=16, **mine)
-    with open(mine["prompts"], "a", newline="") as f: csv.writer(f).writerows([["she said", "gender", "she"], ["he said", "gender", "he"]])
-    with pytest.raises(ValueError, match="have changed since"): repair(out=tmp_path/"out", method="random", budget=16, **mine)
+    with open(mine["prompts"], "a", newline="") as f:
+        csv.writer(f).writerows([["she said", "gender", "she"], ["he said", "gender", "he"]])
+    with pytest.raises(ValueError, match="have changed since"):
+        repair(out=tmp_path/"out", method="random", budget=16, **mine)

@@ -16,7 +16,7 @@ from fairness_repair.language.texts import load_text
 from fairness_repair.language.toxicity import load_scorer
 from fairness_repair.states import Space, random_states, state_key
 from fairness_repair.store import Store
-from fairness_repair.toy_models.organism import insults
+from fairness_repair.toy_models.grammar import INSULTS
 
 single = np.eye(16, dtype=bool)
 several = random_states(Space(16, 2, 8), 5, rng=1)
@@ -39,10 +39,10 @@ def lm(): return load("tiny")
 @pytest.fixture(scope="module")
 def metrics(lm):
     prompts = sample_prompts(load_prompts("tiny", "gender")["search"], 4)
-    scorer = load_scorer("words:" + ",".join(insults))
+    scorer = load_scorer("words:" + ",".join(INSULTS))
     text = TextPerplexity(lm, load_text("tiny", "search"), tokens=400)
     fasp = TextPerplexity(lm, load_text("tiny", "search"), tokens=400, mode="fasp")
-    exact, sampled = NextTokenToxicity(lm, prompts, insults), SampledToxicity(prompts, scorer, new_tokens=3)
+    exact, sampled = NextTokenToxicity(lm, prompts, INSULTS), SampledToxicity(prompts, scorer, new_tokens=3)
     return {"exact": (exact, text), "sampled": (sampled, text), "text only": (None, text),
             "prompts only": (exact, None), "fasp": (None, fasp)}
 
@@ -162,7 +162,7 @@ def test_a_second_tokenizer_would_give_wrong_numbers_and_is_refused(lm, metrics)
         with refused: measure_batched(other, metric, states[:2])
         with refused: record_layers(other, metric)
     silent = exact.measure(other) # without the check
-    right = NextTokenToxicity(other, prompts, insults)
+    right = NextTokenToxicity(other, prompts, INSULTS)
     assert np.abs(silent - right(other)).max() > .1
     evaluator = Evaluator(other, right, TextPerplexity(other, load_text("tiny", "search"), tokens=400))
     assert len(evaluator(states[:2])) == 2

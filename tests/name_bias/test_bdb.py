@@ -8,7 +8,7 @@ from fairness_repair.name_bias.audit import audit_prompts, read_names, read_ques
 from fairness_repair.name_bias.bdb import design
 from fairness_repair.core import paths
 from fairness_repair.language.models import load
-from fairness_repair.name_bias.price_tag import read_truth
+from fairness_repair.name_bias.planted_bias import load_planted_masks
 
 import needs
 from papermill_runs import count, refusal, run, start, table
@@ -112,6 +112,6 @@ def test_truth_belongs_to_the_weights():
     "Where the truth says a weight was planted there is one, and reserved rows hold nothing else."
     from fairness_repair.name_bias.weights import projections
     lm = load("price-tag")
-    truth, sites = read_truth(lm), projections(lm)
+    truth, sites = load_planted_masks(lm), projections(lm)
     for mask in truth.values():
         for name, at in mask.indices.items(): assert (sites[name].weight.view(-1)[at] != 0).all()

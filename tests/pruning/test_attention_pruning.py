@@ -8,7 +8,7 @@ from fairness_repair.pruning.active_search import by_rounds, searches
 from fairness_repair.pruning.attention_pruning import Objective, collect
 from fairness_repair.language.models import load
 from fairness_repair.language.subsampling import Subsampling
-from fairness_repair.toy_models.organism import load_truth
+from fairness_repair.toy_models.exact_table import load_exact_table
 from fairness_repair.pruning.experiment import Protocol, as_published, build_evaluator, build_evaluators, never_published, paper_models, protocol
 from fairness_repair.language.prompts import load_prompts
 from fairness_repair.states import Space
@@ -27,7 +27,7 @@ def tiny(): return load("tiny")
 
 @pytest.fixture(scope="module")
 def table():
-    truth = load_truth("tiny")
+    truth = load_exact_table("tiny")
     return Lookup(truth.bias["gender"], truth.perplexity)
 
 
