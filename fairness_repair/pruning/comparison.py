@@ -117,16 +117,18 @@ def compare_to_original(
     """Measure states relative to the unmodified model.
 
     Columns: dropped (heads); original, noise_floor (bias of the original and of a fair model);
-    bias, bias_ci_low, bias_ci_high (relative to the original, 95 % interval over prompts);
+    bias, bias_ci_low,
+    bias_ci_high (relative to the original, 95 % interval over prompts);
     p (permutation test); detectable (smallest change of bias, relative);
     significant (the interval lies below the original);
     bias_corrected, toxicity, perplexity (relative to the original)."""
     unmodified = np.zeros(evaluator.lm.n_heads_total, bool)
     original, *after = evaluator([unmodified, *states]).to_dict("records")
-    before, scale, rows = evaluator.scores(unmodified), original["bias"], []
+    before, groups = evaluator.scores(unmodified), evaluator.toxicity.groups
+    scale, rows = original["bias"], []
     for state, row in zip(states, after):
         after_scores = evaluator.scores(state)
-        change = bias_change_test(before, after_scores, evaluator.toxicity.groups, n_resamples=n_resamples)
+        change = bias_change_test(before, after_scores, groups, n_resamples=n_resamples)
         rows.append(dict(
             dropped=int(state.sum()), original=scale, noise_floor=original["noise_floor"],
             bias=row["bias"]/scale,
