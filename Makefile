@@ -9,7 +9,7 @@ ARGS   ?=
 QUESTIONS := $(basename $(notdir $(wildcard nbs/rq*.ipynb nbs/benchmarks*.ipynb)))
 # what most changes need: two minutes on two cores
 QUICK := tests/test_hygiene.py tests/test_architecture.py tests/test_record_ids.py tests/test_core.py tests/test_packaging.py \
-	tests/tabular/test_decisions.py tests/tabular/test_tables.py tests/language/test_prompts.py tests/language/test_texts.py \
+	tests/tabular/test_fairness_metrics.py tests/tabular/test_tables.py tests/language/test_prompts.py tests/language/test_texts.py \
 	tests/language/test_heads.py tests/language/test_toxicity.py tests/language/test_costs.py
 # GNU make 3.81, which macOS has, cannot keep the output of two halves apart
 TOGETHER := -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)

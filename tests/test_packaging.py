@@ -97,6 +97,12 @@ def test_every_target_is_explained():
     assert targets - explained == {"pytest_runs", "pytest_parts"}
 
 
+def test_quick_tests_are_there():
+    text = (root/"Makefile").read_text()
+    quick = re.search(r"^QUICK := ((?:.*\\\n)*.*)", text, flags=re.M)[1].replace("\\", "").split()
+    assert len(quick) > 8 and not [name for name in quick if not (root/name).exists()]
+
+
 def test_citation_names_the_four_papers():
     yaml = pytest.importorskip("yaml")
     cited = yaml.safe_load((root/"CITATION.cff").read_text())

@@ -71,8 +71,8 @@ def test_wheel_holds_data_and_licences_but_no_recordings(built):
     assert data == {name for name in names_below(paths.data) if not name.startswith("results/")}
     assert "README.md" in data and any(name.endswith("licenses/LICENSE") for name in names)
     assert not [n for n in names if n.endswith(".sqlite") or n.startswith(("tests", "nbs", "data"))]
-    modules = {f"fairness_repair/{name}" for name in names_below(package) if name.endswith(".py")}
-    assert {name for name in names if name.endswith(".py")} == modules
+    code = {f"fairness_repair/{name}" for name in names_below(package) if name.endswith((".py", ".j2"))}
+    assert {name for name in names if name.endswith((".py", ".j2"))} == code
     assert built[1].stat().st_size < 10e6
 
 
