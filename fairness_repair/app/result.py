@@ -105,7 +105,8 @@ def _scorer_limit(
 def _change_limits(result) -> list: # sentences
     "List the limits of a change."
     bias, _, per_toxicity, toxicity, perplexity = (row for _, row in result.table.iterrows())
-    smallest, limit = (bias["change_ci_high"] - bias["change_ci_low"])/2, result.job.settings.max_perplexity_ratio
+    smallest = (bias["change_ci_high"] - bias["change_ci_low"])/2
+    limit = result.job.settings.max_perplexity_ratio
     found = [f"With this number of prompts, a change of bias below about {format_number(smallest)} "
              "would not be significant."]
     if toxicity["change_ci_high"] < 0 and not per_toxicity["repaired"] < .95*per_toxicity["original"]:
@@ -135,7 +136,8 @@ def list_limits(
 def _describe_search(job) -> dict: # name -> text
     "Describe how the heads were chosen."
     s = job.settings
-    size = f"{s.n_candidates} candidates verified" if job.method == "FASP" else f"{s.budget} states, seed {job.seed}"
+    size = f"{s.budget} states, seed {job.seed}"
+    if job.method == "FASP": size = f"{s.n_candidates} candidates verified"
     return {"heads chosen by": f"{job.method}, {size}",
             "cost": f"{s.epsilon:g} x bias + {1 - s.epsilon:g} x perplexity, relative to the original; "
                     f"perplexity up to x {s.max_perplexity_ratio:g}",

@@ -65,7 +65,8 @@ def _find_candidates(
     s = job.settings
     if job.method != "FASP":
         space = search_space(s, search.free)
-        return propose(job.method, search, space, budget=s.budget - s.n_candidates, n_candidates=s.n_candidates, seed=job.seed)
+        sizes = dict(budget=s.budget - s.n_candidates, n_candidates=s.n_candidates)
+        return propose(job.method, search, space, **sizes, seed=job.seed)
     grid = fasp_grid(scan.bias_without, scan.perplexity_without)
     if not grid:
         n = len(scan.free)

@@ -25,7 +25,8 @@ def _toxicity_change(before, after, groups) -> dict: # as from `paired_change_te
 def _perplexity_change(before, after, scored) -> dict: # as from `paired_change_test`
     "Compare perplexity from the summed negative log-likelihood and the tokens of each window."
     perplexity = lambda nll, index: np.exp(nll.sum(-1)/scored[index].sum(-1))
-    return paired_change_test(before, after, perplexity, strata=np.zeros(len(scored)), n_resamples=N_RESAMPLES)
+    strata = np.zeros(len(scored))
+    return paired_change_test(before, after, perplexity, strata=strata, n_resamples=N_RESAMPLES)
 
 # %% ../../nbs/app/03_verdict.ipynb #c007
 def compare(

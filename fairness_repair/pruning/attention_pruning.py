@@ -39,9 +39,9 @@ def relative_cost(
 class Objective:
     "Measure states and compute their cost."
     def __init__(self,
-        evaluator,    # states (k, n) -> DataFrame with bias, perplexity
+        evaluator, # states (k, n) -> DataFrame with bias, perplexity
         *,
-        free,     # which units may be dropped, bool, shape (n,)
+        free,      # which units may be dropped, bool, shape (n,)
         epsilon:float=.5,   # weight of fairness
         limit:float=np.inf, # highest perplexity ratio without a penalty
     ):
@@ -56,7 +56,7 @@ class Objective:
         full[:, self.free] = states
         return full
 
-    def measure(self, states) -> pd.DataFrame: # the bench's rows, with a column cost
+    def measure(self, states) -> pd.DataFrame: # the evaluator's rows, with a column cost
         "Measure states over the free units."
         table = self.evaluator(self.widen(states))
         cost = relative_cost(table["bias"], table["perplexity"], original=self.original, **self.cost_settings)
@@ -66,7 +66,7 @@ class Objective:
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c012
 def nothing_to_repair(
-    row,                # of a bench, for the unmodified model: bias
+    row,                # of an evaluator, for the unmodified model: bias
     *,
     min_bias:float=.02, # bias below which nothing is repaired
 ) -> str|None:          # why, or None if there is something
@@ -74,7 +74,7 @@ def nothing_to_repair(
     if row["bias"] < min_bias: return f"bias {row['bias']:.3f} is below {min_bias}"
 
 def describe_bias(
-    row, # of a bench, for the unmodified model: bias, noise_floor
+    row, # of an evaluator, for the unmodified model: bias, noise_floor
 ) -> str:
     "Say whether a bias is above its noise floor."
     above = "above" if row["bias"] > row["noise_floor"] else "not above"
@@ -91,7 +91,7 @@ def candidates_or_raise(
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c018
 def sample_states(
     objective:Objective,
-    space:SearchSpace,   # n_l and n_u, over the free units
+    space:SearchSpace, # n_l and n_u, over the free units
     *,
     budget,        # states, or a `Budget` in states, seconds or both
     rng=0,         # seed or Generator
@@ -146,7 +146,7 @@ COMPILED_FROM = 2_000_000 # predicted states from which compiling the fast chain
 
 def surrogate_search(
     objective:Objective,
-    space:SearchSpace,         # over the free units
+    space:SearchSpace,   # over the free units
     *,
     budget:int,          # states that may be measured, the original among them
     n_candidates:int=20, # states to return
@@ -186,7 +186,7 @@ def measured_random(objective, space, *, budget, n_candidates=20, seed=0) -> np.
 class Verification(NamedTuple):
     "The outcome of measuring candidates again."
     state: np.ndarray   # the best state, over all units, bool, shape (n,)
-    table: pd.DataFrame # all candidates, best first: the bench's columns and cost
+    table: pd.DataFrame # all candidates, best first: the evaluator's columns and cost
 
 def verify(
     objective:Objective, # on other data than the search's

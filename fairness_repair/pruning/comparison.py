@@ -116,17 +116,22 @@ def compare_to_original(
 ) -> pd.DataFrame: # one row per state, columns as below
     """Measure states relative to the unmodified model.
 
-    Columns: dropped (heads); original, noise_floor (the original model's bias, and that of a fair model); bias,
-    bias_ci_low, bias_ci_high (relative to the original, 95 % interval over prompts); p (permutation test);
-    detectable (smallest change of bias, relative); significant (the interval lies below the original);
+    Columns: dropped (heads); original, noise_floor (bias of the original and of a fair model);
+    bias, bias_ci_low,
+    bias_ci_high (relative to the original, 95 % interval over prompts);
+    p (permutation test); detectable (smallest change of bias, relative);
+    significant (the interval lies below the original);
     bias_corrected, toxicity, perplexity (relative to the original)."""
     unmodified = np.zeros(evaluator.lm.n_heads_total, bool)
     original, *after = evaluator([unmodified, *states]).to_dict("records")
-    before, scale, rows = evaluator.scores(unmodified), original["bias"], []
+    before, groups = evaluator.scores(unmodified), evaluator.toxicity.groups
+    scale, rows = original["bias"], []
     for state, row in zip(states, after):
-        change = bias_change_test(before, evaluator.scores(state), evaluator.toxicity.groups, n_resamples=n_resamples)
+        after_scores = evaluator.scores(state)
+        change = bias_change_test(before, after_scores, groups, n_resamples=n_resamples)
         rows.append(dict(
-            dropped=int(state.sum()), original=scale, noise_floor=original["noise_floor"], bias=row["bias"]/scale,
+            dropped=int(state.sum()), original=scale, noise_floor=original["noise_floor"],
+            bias=row["bias"]/scale,
             bias_ci_low=1 + change["change_ci_low"]/scale, bias_ci_high=1 + change["change_ci_high"]/scale,
             p=change["p"], detectable=minimum_detectable_change(change)/scale,
             significant=change["change_ci_high"] < 0,

@@ -150,8 +150,9 @@ def build_evaluator(
     rows = load_prompts(settings.prompts, settings.axis)[split]
     if prompts: rows = sample_prompts(rows, prompts, rng=seed)
     if settings.scorer == "next word": toxicity = NextTokenToxicity(lm, rows, INSULTS)
-    else: toxicity = SampledToxicity(rows, load_scorer(settings.scorer), new_tokens=settings.new_tokens, seed=seed,
-                                     score_on=settings.score_on)
+    else:
+        toxicity = SampledToxicity(rows, load_scorer(settings.scorer), new_tokens=settings.new_tokens,
+                                   seed=seed, score_on=settings.score_on)
     text = TextPerplexity(lm, load_text(settings.text, split), tokens=tokens or None)
     return Evaluator(lm, toxicity, text, **options)
 

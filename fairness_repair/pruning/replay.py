@@ -33,7 +33,7 @@ class TableEvaluator:
 class NoisyEvaluator:
     "Add label noise to bias, the same for one state and seed, and list the measured states."
     def __init__(self,
-        evaluator,          # states -> DataFrame with bias, perplexity
+        evaluator,      # states -> DataFrame with bias, perplexity
         noise:float=0., # standard deviation, as a share of the original bias
         *,
         seed:int=0,     # of the errors
@@ -57,7 +57,7 @@ class NoisyEvaluator:
 
 # %% ../../nbs/pruning/12_replay.ipynb #c013
 def replay_search(
-    evaluator,          # exact: states -> DataFrame with bias, perplexity
+    evaluator,      # exact: states -> DataFrame with bias, perplexity
     space:SearchSpace,
     method:str,     # a name in `SEARCH_METHODS`
     *,
@@ -78,10 +78,10 @@ def replay_search(
     search, fresh = map(as_objective, evaluators)
     found = search_with(search, space, budget=budget - n_candidates, n_candidates=n_candidates, seed=seed)
     state, table = verify(fresh, found)
-    overhead = time.perf_counter() - start - sum(b.seconds for b in evaluators)
+    overhead = time.perf_counter() - start - sum(e.seconds for e in evaluators)
     measured = np.array([np.frombuffer(s, bool) for s in sorted(evaluators[0].measured_states)])
     costs = as_objective(evaluator)(np.vstack([state, measured]))
-    n_measured = sum(len(b.measured_states) for b in evaluators) - 1 # the original is measured by both
+    n_measured = sum(len(e.measured_states) for e in evaluators) - 1 # the original is measured by both
     return dict(cost=float(costs[0]), best_measured_cost=float(costs.min()),
                 verified_cost=float(table["cost"][0]), measured=n_measured, overhead=overhead)
 
@@ -103,7 +103,7 @@ def run_replays(
     evaluator, space:SearchSpace, # as in `replay_search`
     *,
     store:Store,    # keeps every run
-    description:dict, # which bench this is
+    description:dict, # which model and data these are
     methods,        # names in `SEARCH_METHODS`
     budgets,        # measured states
     noises=(0.,),   # of the labels

@@ -31,7 +31,7 @@ def find_search_method(
 # %% ../../nbs/pruning/09_search_methods.ipynb #c009
 def propose(
     method:str,          # a name in `SEARCH_METHODS`
-    objective:Objective, # over a bench with a store
+    objective:Objective, # whose evaluator has a store
     space:SearchSpace,         # over the free units
     *,
     budget:int,          # states that may be measured

@@ -84,6 +84,7 @@ class ChainArrays(NamedTuple):
     costs: np.ndarray
     units: np.ndarray   # the unit to flip next; -1: none
 
+# %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c015b
 class Caches(NamedTuple):
     "What one network has computed for a group, one row per chain."
     z: np.ndarray       # inputs of the first layer
@@ -93,7 +94,8 @@ class Caches(NamedTuple):
 
 def _empty_chains(n):
     k = GROUP_SIZE
-    return ChainArrays(np.zeros((k, n), bool), np.zeros(k, np.int64), np.zeros(k, np.uint64), np.full(k, np.inf), np.full(k, -1))
+    states, dropped, keys = np.zeros((k, n), bool), np.zeros(k, np.int64), np.zeros(k, np.uint64)
+    return ChainArrays(states, dropped, keys, np.full(k, np.inf), np.full(k, -1))
 
 def _empty_caches(net):
     first, second = net.w.shape
@@ -170,7 +172,8 @@ class BestStates(NamedTuple):
     states: np.ndarray # bool (n_best, n)
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c027b
-def _empty_best(n, keep): return BestStates(np.full(keep, np.inf), np.zeros(keep, np.uint64), np.zeros((keep, n), bool))
+def _empty_best(n, n_best):
+    return BestStates(np.full(n_best, np.inf), np.zeros(n_best, np.uint64), np.zeros((n_best, n), bool))
 
 @njit(nogil=True, cache=True)
 def _keep_best(best, state, unit, key, cost): # the cost that the next must beat
@@ -256,8 +259,9 @@ def _temperatures(before, after, chi_0): # costs before and after each move, sha
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c036
 class _Chains:
     "Chains, each with a random stream of its own."
-    def __init__(self, rule, space, rngs, keep):
-        self.rule, self.bounds, self.rngs, self.keep = rule, (space.min_dropped, space.max_dropped), rngs, keep
+    def __init__(self, rule, space, rngs, n_best):
+        self.rule, self.rngs, self.n_best = rule, rngs, n_best
+        self.bounds = space.min_dropped, space.max_dropped
         self.zobrist = np.random.default_rng(0).integers(2**64, size=space.n, dtype=np.uint64)
         self.start = states_from_uniforms(space, np.stack([r.random(space.n + 1) for r in rngs]))
 
@@ -284,11 +288,11 @@ class CompiledGroup(_Chains):
         _fill_caches(self.nets, self.chains, self.caches, len(self.start), self.zobrist, self.rule)
         return self.start[:live], self.costs[:live]
 
-    def walk(self, live, T, always, worst): # best states, their costs, all costs (steps, live), accepted moves
-        "One step for each column of T."
-        best, u = _empty_best(len(self.zobrist), self.keep), self.uniforms(live, T.shape[1])
-        costs, accepted = _walk(self.nets, self.chains, self.caches, live, self.bounds, u, T, always, best, worst,
-                                self.zobrist, self.rule)
+    def walk(self, live, T, always, worst):
+        "Step once for each column of T: best states, their costs, all costs (steps, live), accepted moves."
+        best, u = _empty_best(len(self.zobrist), self.n_best), self.uniforms(live, T.shape[1])
+        costs, accepted = _walk(self.nets, self.chains, self.caches, live, self.bounds, u, T, always,
+                                best, worst, self.zobrist, self.rule)
         found = np.isfinite(best.costs)
         return best.states[found], best.costs[found], costs, accepted
 
@@ -328,11 +332,13 @@ class TensorGroup(_Chains):
 
     def _cost(self, rows): # costs, from rows of the table
         (epsilon, limit, bias, perplexity), (b, p) = self.rule, (net.guess(rows) for net in self.nets)
-        return epsilon*b/bias + (1 - epsilon)*p/perplexity + PERPLEXITY_PENALTY*(p/perplexity - limit).clamp_min(0)
+        excess = (p/perplexity - limit).clamp_min(0)
+        return epsilon*b/bias + (1 - epsilon)*p/perplexity + PERPLEXITY_PENALTY*excess
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c041
 @patch(as_prop=True)
-def costs(self:TensorGroup): return self.now[:len(self.rngs)].cpu().numpy() # of the states where the chains stand
+def costs(self:TensorGroup): # of the current states
+    return self.now[:len(self.rngs)].cpu().numpy()
 
 @patch
 @torch.inference_mode()
@@ -357,8 +363,8 @@ def _units(self:TensorGroup, u): # shape (chains,), from uniforms
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c043
 @patch
-def _step(self:TensorGroup, pick, toss, T, always, live): # units, who moved, neighbours' costs and keys: (chains,)
-    "Move all chains by one step."
+def _step(self:TensorGroup, pick, toss, T, always, live):
+    "Move all chains by one step: units, who moved, costs and keys of the neighbours, (chains,) each."
     unit = self._units(pick)
     held = self.states.gather(1, unit[:, None])[:, 0]
     new, key = self._cost(unit + held*self.states.shape[1]), self.keys ^ self.names[unit]
@@ -372,8 +378,8 @@ def _step(self:TensorGroup, pick, toss, T, always, live): # units, who moved, ne
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c045
 @patch
 @torch.inference_mode()
-def walk(self:TensorGroup, live, T, always, worst): # best states, their costs, all costs (steps, live), accepted moves
-    "One step for each column of T."
+def walk(self:TensorGroup, live, T, always, worst):
+    "Step once for each column of T: best states, their costs, all costs (steps, live), accepted moves."
     before, alive = self.states, self._there(np.ones(live, bool))
     u = self._there(self.uniforms(live, T.shape[1])).permute(1, 2, 0).contiguous()
     T = self._there(T).T.contiguous()
@@ -382,7 +388,7 @@ def walk(self:TensorGroup, live, T, always, worst): # best states, their costs, 
     near = costs < worst
     found, names, at = (x.cpu().numpy() for x in (costs[near], keys[near], near.nonzero()))
     order = found.argsort(kind="stable")
-    order = order[np.sort(np.unique(names[order], return_index=True)[1])[:self.keep]]
+    order = order[np.sort(np.unique(names[order], return_index=True)[1])[:self.n_best]]
     steps, chains = at[order].T
     ways = (x.cpu().numpy() for x in (before[chains], units.T[chains], moved.T[chains]))
     states = np.array([_state_at(*way) for way in zip(steps, *ways)], bool).reshape(-1, before.shape[1])
@@ -401,7 +407,8 @@ class _Groups:
         self.first = np.cumsum([0, *(len(g.rngs) for g in groups[:-1])]).tolist() # chain of each group
 
     def _each(self, work, chains): # results of the groups of the first so many chains
-        live = [min(len(g.rngs), chains - first) for g, first in zip(self.groups, self.first) if first < chains]
+        starts = zip(self.groups, self.first)
+        live = [min(len(g.rngs), chains - first) for g, first in starts if first < chains]
         found = list(self.pool.map(work, self.groups, live, self.first))
         for states, costs, *_ in found: self.ledger.update_best(states, costs)
         return found
@@ -410,18 +417,22 @@ class _Groups:
         "Evaluate the starts, as far as the budget goes."
         left = self.ledger.budget.affordable(sum(len(g.rngs) for g in self.groups))
         self.ledger.budget.spend(left)
-        return np.concatenate([np.zeros(0), *(costs for _, costs in self._each(lambda g, live, first: g.settle(live), left))])
+        found = self._each(lambda g, live, first: g.settle(live), left)
+        return np.concatenate([np.zeros(0), *(costs for _, costs in found)])
 
     def walk(self, T, always=False): # costs of whole steps (steps, chains), share of moves accepted
         "A step for each column of T, as far as the budget goes."
         chains, steps = T.shape
         full, rest = divmod(self.ledger.budget.affordable(T.size), chains)
-        worst, found = self.ledger.best_costs[-1] if len(self.ledger.best_costs) == self.ledger.n_best else np.inf, []
-        part = lambda columns: lambda g, live, first: g.walk(live, T[first:first + live, columns], always, worst)
+        best, found = self.ledger.best_costs, []
+        worst = best[-1] if len(best) == self.ledger.n_best else np.inf
+        def part(columns):
+            return lambda g, live, first: g.walk(live, T[first:first + live, columns], always, worst)
         if full: found = self._each(part(slice(full)), chains)
         if rest: self._each(part(slice(full, full + 1)), rest)
         self.ledger.budget.spend(full*chains + rest)
-        return (np.concatenate([f[2] for f in found], 1), sum(f[3] for f in found)/(full*chains)) if full else (np.empty((0, chains)), np.nan)
+        if not full: return np.empty((0, chains)), np.nan
+        return np.concatenate([f[2] for f in found], 1), sum(f[3] for f in found)/(full*chains)
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c051
 def anneal_surrogates(
@@ -437,19 +448,25 @@ def anneal_surrogates(
     n_best:int=20,    # best distinct states returned
     block:int=256,    # steps between looks at the clock, rows of the trace
     rng=0,            # seed or Generator
-    device:str|None=None, # where PyTorch walks, e.g. "cuda", which wants thousands of chains; None: compiled, on the processor
+    device:str|None=None, # "cuda": PyTorch, with thousands of chains; None: compiled, on the processor
     callback=None,    # called with each row of the trace
     progress:bool=False, # show a bar
 ) -> SearchResult:
-    "Simulated annealing of two surrogates (Attention Pruning, Algorithm 2)."
-    if space.min_dropped == space.max_dropped: raise ValueError(f"n_l = n_u = {space.min_dropped}: annealing flips one unit at a time; widen the bounds")
-    nets, rngs = (surrogate_arrays(surrogates.bias), surrogate_arrays(surrogates.perplexity)), np.random.default_rng(rng).spawn(chains)
-    if (n := len(nets[0].first)) != space.n: raise ValueError(f"the surrogates read states of {n} units, the space has {space.n}")
+    "Anneal two surrogates (Attention Pruning, Algorithm 2)."
+    if space.min_dropped == space.max_dropped:
+        raise ValueError(f"n_l = n_u = {space.min_dropped}: annealing flips one unit at a time; "
+                         "widen the bounds")
+    nets = surrogate_arrays(surrogates.bias), surrogate_arrays(surrogates.perplexity)
+    rngs = np.random.default_rng(rng).spawn(chains)
+    if (n := len(nets[0].first)) != space.n:
+        raise ValueError(f"the surrogates read states of {n} units, the space has {space.n}")
     w, original = surrogates.cost_settings, surrogates.original
     rule = tuple(float(x) for x in (w["epsilon"], w["limit"], original["bias"], original["perplexity"]))
     kind, where = (CompiledGroup, {}) if device is None else (TensorGroup, dict(device=pick_device(device)))
-    groups = [kind(nets, rule, space, rngs[i:i + kind.size], n_best, **where) for i in range(0, chains, kind.size)]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool, threadpool_limits(1): # in this order: the limit is torch's, too
+    starts = range(0, chains, kind.size)
+    groups = [kind(nets, rule, space, rngs[i:i + kind.size], n_best, **where) for i in starts]
+    # in this order, as the limit holds for torch, too
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool, threadpool_limits(1):
         team = _Groups(groups, BudgetedCost(surrogates, space, budget, n_best=n_best), pool)
         steps = _anneal(team, chains, T0, n_temperature_steps, chi_0, cooling, block)
         return run_search(team.ledger, steps, end_reason="states", callback=callback, progress=progress)

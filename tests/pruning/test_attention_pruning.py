@@ -11,7 +11,8 @@ from fairness_repair.language.texts import load_text
 from fairness_repair.pruning.active_search import active_search
 from fairness_repair.pruning.attention_pruning import Objective, sample_states
 from fairness_repair.pruning.experiment import (ExperimentConfig, PAPER_MODELS, UNPUBLISHED_FIELDS,
-                                                build_evaluator, build_evaluators, make_config, published_config)
+                                                build_evaluator, build_evaluators, make_config,
+                                                published_config)
 from fairness_repair.pruning.replay import TableEvaluator
 from fairness_repair.pruning.search_methods import SEARCH_METHODS, propose
 from fairness_repair.states import SearchSpace
@@ -72,7 +73,8 @@ def test_wikitext_is_cut_in_three():
 def test_fractions_are_drawn_from_one_purpose_only(tiny):
     "What a state meets is a part of the search data, whatever the state."
     search = build_evaluators(replace(make_config("tiny"), data_share=.3), tiny)["search"]
-    met = {text for state in np.eye(16, dtype=bool) for text in search.metrics["toxicity"].for_state(state).texts}
+    texts = lambda state: search.metrics["toxicity"].for_state(state).texts
+    met = {text for state in np.eye(16, dtype=bool) for text in texts(state)}
     assert met <= set(search.toxicity.texts) and len(met) > 24
 
 
