@@ -11,7 +11,7 @@ import numpy as np, torch
 
 from .evaluator import Measurement, Serial
 from .generation import is_latency_bound, split_on_oom
-from .heads import with_heads_dropped
+from .heads import heads_dropped
 from .model_metrics import Metric
 from .models import LM
 
@@ -29,7 +29,7 @@ def measure_batched(
     metric.check(lm)
     k, columns = len(states), {}
     for piece in metric.pieces(lm, rows=max(1, rows//k), tokens=max(1, tokens//k)):
-        with with_heads_dropped(lm.model, np.tile(states, (len(piece.rows), 1))): found = piece.run(lm, k)
+        with heads_dropped(lm.model, np.tile(states, (len(piece.rows), 1))): found = piece.run(lm, k)
         columns |= dict(zip(piece.rows.tolist(), found))
     return np.stack([columns[i] for i in sorted(columns)], 1)
 

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from .heads import with_heads_dropped
+from .heads import heads_dropped
 from .model_metrics import Metric
 from .models import LM
 from .subsampling import Subsampled, Subsampling
@@ -47,7 +47,7 @@ class Serial:
 
     def measure_one(self, lm, name, metric, state) -> Measurement:
         start, part = time.perf_counter(), metric.for_state(state)
-        with with_heads_dropped(lm.model, state): numbers = part(lm)
+        with heads_dropped(lm.model, state): numbers = part(lm)
         return Measurement(name, state, numbers, time.perf_counter() - start)
 
     def readable_records(self,

@@ -197,23 +197,35 @@ def map_batches(
 def continue_batch(
     lm:LM,
     rows,  # lists of token ids
-    seeds, # from `prompt_seed`, int64, shape (rows,)
-    new_tokens:int,
+    seeds, # from `prompt_seed`, int64, shape (rows*copies,), the copies of a row side by side
+    new_tokens:int, # at most
+    *,
+    stops=(), # token ids that end a continuation, which is then filled with the first of them
     **kwargs, # for `sample_token`
-) -> torch.Tensor: # new token ids, shape (rows, new_tokens)
-    "Continue the prompts of one batch."
+) -> torch.Tensor: # new token ids, shape (rows*copies, steps); steps = new_tokens unless all have ended
+    "Continue the prompts of one batch, each with as many copies as it has seeds."
     model, cache, sampled = lm.model, transformers.DynamicCache(config=lm.model.config), []
     ids, mask, positions = (t.to(lm.device) for t in pad_left(rows, lm.tokenizer.pad_token_id))
     options = dict(logits_to_keep=1) if forward_accepts(model, "logits_to_keep") else {}
     takes_positions = forward_accepts(model, "position_ids")
+    copies, stop_ids = len(seeds)//len(rows), torch.tensor(stops, dtype=torch.int64, device=lm.device)
+    ended = torch.zeros(len(seeds), dtype=torch.bool, device=lm.device)
     for step in range(new_tokens):
         if takes_positions: options["position_ids"] = positions
         out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
-        ids = sample_token(out.logits[:, -1], seeds, step, **kwargs)[:, None]
+        logits = out.logits[:, -1]
+        if step == 0 and copies > 1:
+            logits, mask, positions = (t.repeat_interleave(copies, 0) for t in (logits, mask, positions))
+            cache.batch_repeat_interleave(copies)
+        new_ids = sample_token(logits, seeds, step, **kwargs)
+        if len(stops):
+            new_ids = torch.where(ended, stop_ids[0], new_ids)
+            ended = ended | torch.isin(new_ids, stop_ids)
+        sampled.append(new_ids)
+        if len(stops) and ended.all(): break
+        ids, positions = new_ids[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        positions = positions[:, -1:] + 1
-        sampled.append(ids)
-    return torch.cat(sampled, 1).cpu()
+    return torch.stack(sampled, 1).cpu()
 
 # %% ../../nbs/language/05_generation.ipynb #c036
 class Sampler(NamedTuple):

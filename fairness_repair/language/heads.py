@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ATTENTION_MODULE', 'OUTPUT_PROJECTION_NAMES', 'OutputProjection', 'input_width', 'find_output_projections',
            'head_width', 'find_blocks', 'attention_output_projections', 'heads_to_mask', 'mask_to_heads',
-           'mask_to_grid', 'zero_slices', 'temporary_hooks', 'with_heads_dropped', 'prune', 'save_pruned']
+           'mask_to_grid', 'zero_slices', 'temporary_hooks', 'heads_dropped', 'prune', 'save_pruned']
 
 # %% ../../nbs/language/01_heads.ipynb #c002
 import json, re
@@ -163,7 +163,7 @@ def temporary_hooks(
 
 # %% ../../nbs/language/01_heads.ipynb #c027
 @contextmanager
-def with_heads_dropped(
+def heads_dropped(
     model:nn.Module, # a Hugging Face causal LM
     drop_mask,       # True = dropped: (n,), (n_layers, n_heads), or (rows, n), one mask per row of the batch
 ):                   # yields the model

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['SMALL_NUMBERS', 'TENS', 'MULTIPLIERS', 'DIGITS', 'AMOUNT', 'RANGE', 'NUMBER_WORDS', 'stop_token_ids',
-           'truncate_at_stop', 'sample_batch', 'sample_answers', 'words_to_number', 'amount_pattern', 'to_number',
-           'Amount', 'find_amounts', 'parse_number', 'with_currency', 'answer_table']
+           'truncate_at_stop', 'sample_answers', 'words_to_number', 'amount_pattern', 'to_number', 'Amount',
+           'find_amounts', 'parse_number', 'with_currency', 'answer_table']
 
 # %% ../../nbs/name_bias/01_answers.ipynb #c002
 import re
 from typing import NamedTuple
 
-import numpy as np, pandas as pd, torch, transformers
+import numpy as np, pandas as pd, torch
 
-from ..language.generation import forward_accepts, map_batches, pad_left, prompt_seed, sample_token
+from ..language.generation import continue_batch, map_batches, prompt_seed
 from ..language.models import LM
 
 # %% ../../nbs/name_bias/01_answers.ipynb #c005
@@ -32,40 +32,6 @@ def truncate_at_stop(
     "Remove the first stop token and everything after it."
     return token_ids[:next((k for k, i in enumerate(token_ids) if i in stops), len(token_ids))]
 
-# %% ../../nbs/name_bias/01_answers.ipynb #c006
-@torch.inference_mode()
-def sample_batch(
-    lm:LM,
-    rows,  # lists of token ids
-    keys,  # from `prompt_seed`, int64, shape (rows*answers,), the answers of a row side by side
-    *,
-    new_tokens:int, # at most
-    stops,          # from `stop_token_ids`
-    **kwargs,       # for `sample_token`
-) -> torch.Tensor: # token ids, (rows*answers, steps), filled with the first of `stops` after the end
-    "Sample several continuations of each row."
-    model, copies = lm.model, len(keys)//len(rows)
-    stops = torch.tensor(stops, device=lm.device)
-    ids, mask, positions = (t.to(lm.device) for t in pad_left(rows, lm.tokenizer.pad_token_id))
-    cache = transformers.DynamicCache(config=model.config)
-    last_only = dict(logits_to_keep=1) if forward_accepts(model, "logits_to_keep") else {}
-    def next_logits(ids, mask, positions):
-        placed = dict(position_ids=positions) if forward_accepts(model, "position_ids") else {}
-        inputs = dict(input_ids=ids, attention_mask=mask) | last_only | placed
-        return model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
-    logits = next_logits(ids, mask, positions).repeat_interleave(copies, 0)
-    cache.batch_repeat_interleave(copies)
-    mask, positions = mask.repeat_interleave(copies, 0), positions[:, -1:].repeat_interleave(copies, 0)
-    sampled = []
-    ended = torch.zeros(len(keys), dtype=torch.bool, device=lm.device)
-    for step in range(new_tokens):
-        sampled.append(torch.where(ended, stops[0], sample_token(logits, keys, step, **kwargs)))
-        ended = ended | torch.isin(sampled[-1], stops)
-        if ended.all() or step + 1 == new_tokens: break
-        mask, positions = torch.cat([mask, mask.new_ones(len(mask), 1)], 1), positions + 1
-        logits = next_logits(sampled[-1][:, None], mask, positions)
-    return torch.stack(sampled, 1).cpu()
-
 # %% ../../nbs/name_bias/01_answers.ipynb #c007
 def sample_answers(
     lm:LM,  # possibly with weights or heads dropped around this call
@@ -82,10 +48,10 @@ def sample_answers(
     texts, stops, n = list(texts), stop_token_ids(lm), answers_per_prompt
     rows = lm.tokenizer(texts)["input_ids"]
     def sample(part):
-        keys = [prompt_seed(seed, texts[i], repeat) for i in part for repeat in range(n)]
-        keys = torch.tensor(keys, device=lm.device)
-        return sample_batch(lm, [rows[i] for i in part], keys, new_tokens=new_tokens, stops=stops,
-                            temperature=temperature, top_k=top_k)
+        seeds = [prompt_seed(seed, texts[i], repeat) for i in part for repeat in range(n)]
+        seeds = torch.tensor(seeds, device=lm.device)
+        return continue_batch(lm, [rows[i] for i in part], seeds, new_tokens, stops=stops,
+                              temperature=temperature, top_k=top_k)
     lengths = [len(row) + new_tokens for row in rows]
     found = [None]*len(texts)
     for part, ids in map_batches(sample, lengths, lm, batch_size=max(1, batch//n), copies=n):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PART_NAMES', 'PART_OF_NAME', 'ProjectionMatrix', 'find_block_matrices', 'check_block_parts', 'check_prunable',
            'projection_matrices', 'to_positions', 'WeightMask', 'to_bool', 'combine_masks', 'overlap', 'mask_table',
-           'random_mask', 'matrices_of_mask', 'empty_mask', 'defer_sigint', 'with_weights_dropped', 'save_pruned',
+           'random_mask', 'matrices_of_mask', 'empty_mask', 'defer_sigint', 'weights_dropped', 'save_pruned',
            'load_mask']
 
 # %% ../../nbs/name_bias/03_weights.ipynb #c002
@@ -254,7 +254,7 @@ def defer_sigint():
 
 # %% ../../nbs/name_bias/03_weights.ipynb #c041
 @contextmanager
-def with_weights_dropped(
+def weights_dropped(
     lm:LM,           # changed in place while the block lasts
     mask:WeightMask, # what is dropped
 ):
@@ -279,7 +279,7 @@ def save_pruned(
     "Save the pruned model, its tokenizer, `mask.safetensors` and `mask.json`."
     folder = Path(folder)
     (folder/"mask.json").unlink(missing_ok=True)
-    with with_weights_dropped(lm, mask), no_progress_bars(): lm.model.save_pretrained(folder)
+    with weights_dropped(lm, mask), no_progress_bars(): lm.model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
     int_type = lambda name: np.int32 if math.prod(mask.shapes[name]) <= 2**31 else np.int64
     save_file({name: i.astype(int_type(name)) for name, i in mask.indices.items()}, folder/"mask.safetensors")

@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest, torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from fairness_repair.core import paths
-from fairness_repair.language.heads import with_heads_dropped
+from fairness_repair.language.heads import heads_dropped
 from fairness_repair.language.models import load
 from fairness_repair.app import repair
 from fairness_repair.app.command_line import main
@@ -115,7 +115,7 @@ def tokens_masked(lm, heads, text):
     for layer, head in heads: drop_mask[layer, head] = True
     ids = lm.tokenizer(text, return_tensors="pt")["input_ids"]
     options = dict(attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)
-    with with_heads_dropped(lm.model, drop_mask): return lm.model.generate(ids, **options).tolist()
+    with heads_dropped(lm.model, drop_mask): return lm.model.generate(ids, **options).tolist()
 
 
 def test_saved_model_says_what_the_masked_one_says(undisturbed, tmp_path):

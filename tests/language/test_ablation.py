@@ -5,7 +5,7 @@ from families import build, listed, tokenizer, H, L, V
 from fairness_repair.language import ablation
 from fairness_repair.language.ablation import ablate_heads, ablate_layer, decoder_layers, record_layers
 from fairness_repair.language.evaluator import Evaluator
-from fairness_repair.language.heads import with_heads_dropped
+from fairness_repair.language.heads import heads_dropped
 from fairness_repair.language.model_metrics import NextTokenToxicity, SampledToxicity, TextPerplexity
 from fairness_repair.language.models import LM
 from fairness_repair.store import Store
@@ -46,7 +46,7 @@ def test_ablation_by_layer_equals_one_by_one(small, kind):
         recorded = record_layers(small, metric, **sizes)
         shared = np.concatenate([ablate_layer(small, recorded, layer, range(H)) for layer in range(L)])
         for state, found in zip(single, shared):
-            with with_heads_dropped(small.model, state): plain = metric(small)
+            with heads_dropped(small.model, state): plain = metric(small)
             np.testing.assert_allclose(found, plain, rtol=2e-5, atol=1e-6)
     assert small.weights_hash() == before and is_whole(small)
 

@@ -11,7 +11,7 @@ from fairness_repair.name_bias.bdb_config import Condition, audit_config
 from fairness_repair.name_bias.bdb_localiser import Localiser, repaired_answers
 from fairness_repair.pruning.surrogate_annealing import anneal_surrogates
 from fairness_repair.language.generation import generate
-from fairness_repair.language.heads import prune, with_heads_dropped
+from fairness_repair.language.heads import prune, heads_dropped
 from fairness_repair.language.ablation import ablate_heads
 from fairness_repair.language.models import LM, load
 from fairness_repair.pruning.experiment import build_evaluator, make_config
@@ -19,7 +19,7 @@ from fairness_repair.states import SearchSpace, random_states
 from fairness_repair.store import Store
 from fairness_repair.pruning.surrogates import MLPSurrogate, Scaling
 from fairness_repair.language.batched import measure_batched
-from fairness_repair.name_bias.weights import WeightMask, with_weights_dropped, projection_matrices
+from fairness_repair.name_bias.weights import WeightMask, weights_dropped, projection_matrices
 
 state, *states = random_states(SearchSpace(16, 1, 8), 4, rng=1)
 
@@ -37,7 +37,7 @@ def evaluator(lm): return build_evaluator(make_config("tiny"), lm, "search", pro
 def measured(lm): return evaluator(lm)(states).drop(columns="state").to_numpy()
 
 def sampled(lm):
-    with with_heads_dropped(lm.model, state): return generate(lm, ["the man is", "a woman was", "they are", "he"], new_tokens=8)
+    with heads_dropped(lm.model, state): return generate(lm, ["the man is", "a woman was", "they are", "he"], new_tokens=8)
 
 def together(lm):
     return [measure_batched(lm, metric, np.array(states)) for metric in evaluator(lm).metrics.values()]
@@ -52,7 +52,7 @@ def pruned(lm):
 
 def without_weights(lm):
     shapes = {name: site.shape for name, site in projection_matrices(lm).items()}
-    with with_weights_dropped(lm, WeightMask(shapes, {name: np.arange(7) for name in shapes})): inside = lm.weights_hash()
+    with weights_dropped(lm, WeightMask(shapes, {name: np.arange(7) for name in shapes})): inside = lm.weights_hash()
     return inside, lm.weights_hash()
 
 def audited(lm):

@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from transformers import AutoModelForCausalLM
 
 from fairness_repair.language.heads import (attention_output_projections, heads_to_mask, prune, save_pruned,
-                                            with_heads_dropped)
+                                            heads_dropped)
 from fairness_repair.language.models import LM, load, read_model
 
 from families import H, L, V, batch, build, every, gqa, fingerprint, logits, tokenizer
@@ -30,7 +30,7 @@ def test_output_projections(model):
 
 @pytest.mark.parametrize("drop_mask", masks[1:], ids=["one", "four"])
 def test_mask_equals_zeroed_weights(model, drop_mask):
-    with with_heads_dropped(model, drop_mask): masked = logits(model)
+    with heads_dropped(model, drop_mask): masked = logits(model)
     assert torch.equal(masked, logits(pruned(model, drop_mask))) # difference exactly 0
     assert (masked - logits(model)).abs().max() > 1e-3
 
@@ -38,32 +38,32 @@ def test_each_head_matters_alone(model):
     "Eight heads, eight different functions: no slice is read twice or never."
     outputs = []
     for drop_mask in np.eye(L*H, dtype=bool):
-        with with_heads_dropped(model, drop_mask): outputs.append(logits(model))
+        with heads_dropped(model, drop_mask): outputs.append(logits(model))
     whole = [logits(model)]
     assert all((a - b).abs().max() > 1e-4 for i, a in enumerate(outputs) for b in outputs[:i] + whole)
 
 def test_nothing_dropped_is_nothing_changed(model):
     whole = logits(model)
     for drop_mask in (masks[0], masks[:1].repeat(3, 0)):
-        with with_heads_dropped(model, drop_mask): assert torch.equal(logits(model), whole)
+        with heads_dropped(model, drop_mask): assert torch.equal(logits(model), whole)
 
 def test_rows_equal_separate_runs(model):
-    with with_heads_dropped(model, masks): together = logits(model)
+    with heads_dropped(model, masks): together = logits(model)
     for row, drop_mask in enumerate(masks):
-        with with_heads_dropped(model, drop_mask):
+        with heads_dropped(model, drop_mask):
             alone, same_batch = logits(model, batch[row:row + 1])[0], logits(model)[row]
         for separate in (same_batch, alone): # 0 for all but mixtral, which sorts tokens by expert (2e-7)
             assert (together[row] - separate).abs().max() <= 1e-6*max(1, separate.abs().max())
 
 def test_model_is_whole_afterwards(model):
     before, whole = fingerprint(model), logits(model)
-    with with_heads_dropped(model, masks): logits(model)
+    with heads_dropped(model, masks): logits(model)
     assert fingerprint(model) == before and torch.equal(logits(model), whole)
-    with pytest.raises(KeyboardInterrupt), with_heads_dropped(model, masks[2]):
+    with pytest.raises(KeyboardInterrupt), heads_dropped(model, masks[2]):
         logits(model)
         raise KeyboardInterrupt
     message = "3 drop masks for a batch of 2 rows"
-    with pytest.raises(ValueError, match=message), with_heads_dropped(model, masks): logits(model, batch[:2])
+    with pytest.raises(ValueError, match=message), heads_dropped(model, masks): logits(model, batch[:2])
     assert fingerprint(model) == before and torch.equal(logits(model), whole)
 
 def test_generation_with_cache(model):
@@ -72,8 +72,8 @@ def test_generation_with_cache(model):
     x[1, :3] = mask[1, :3] = 0
     def write(model):
         return model.generate(x, attention_mask=mask, max_new_tokens=8, do_sample=False, use_cache=True)
-    with with_heads_dropped(model, masks[2]): assert torch.equal(write(model), write(pruned(model, masks[2])))
-    with with_heads_dropped(model, masks): together = write(model)
+    with heads_dropped(model, masks[2]): assert torch.equal(write(model), write(pruned(model, masks[2])))
+    with heads_dropped(model, masks): together = write(model)
     for row, drop_mask in enumerate(masks):
         expected = write(pruned(model, drop_mask))[row]
         n = min(len(expected), together.shape[1]) # rows that end early are padded to the longest
@@ -84,7 +84,7 @@ def test_save_and_reload(model, tmp_path):
     before = fingerprint(model)
     folder = save_pruned(LM("mine", model, tokenizer()), masks[2], tmp_path/"repaired")
     assert fingerprint(model) == before
-    with with_heads_dropped(model, masks[2]): masked = logits(model)
+    with heads_dropped(model, masks[2]): masked = logits(model)
     same = dict(dtype=torch.float32, attn_implementation=model.config._attn_implementation)
     plain = AutoModelForCausalLM.from_pretrained(folder, **same)
     assert torch.equal(logits(plain.eval()), masked)
@@ -95,7 +95,7 @@ def test_save_and_reload(model, tmp_path):
 def test_repaired_folder_is_a_model_to_load(tmp_path):
     model = build("gpt2")
     again = load(str(save_pruned(LM("mine", model, tokenizer()), masks[2], tmp_path)), device="cpu")
-    with with_heads_dropped(model, masks[2]): assert torch.equal(logits(again.model), logits(model))
+    with heads_dropped(model, masks[2]): assert torch.equal(logits(again.model), logits(model))
     assert again.tokenizer("w5 w6").input_ids == [5, 6] and again.n_heads_total == 8
 
 def test_state_json_is_written_last(tmp_path, monkeypatch):
@@ -111,24 +111,24 @@ def test_state_json_is_written_last(tmp_path, monkeypatch):
 
 def test_dropped_twice_is_the_union():
     model = build("llama")
-    with with_heads_dropped(model, masks[1]), with_heads_dropped(model, masks[2]): nested = logits(model)
-    with with_heads_dropped(model, masks[1] | masks[2]): assert torch.equal(logits(model), nested)
-    with with_heads_dropped(model, masks[1]), with_heads_dropped(model, masks):
+    with heads_dropped(model, masks[1]), heads_dropped(model, masks[2]): nested = logits(model)
+    with heads_dropped(model, masks[1] | masks[2]): assert torch.equal(logits(model), nested)
+    with heads_dropped(model, masks[1]), heads_dropped(model, masks):
         assert (logits(model) != logits(build("llama"))).any()
 
 def test_infinite_head_is_gone_when_dropped():
     "Values of head 0 are infinite; without it the logits are those of a model where the head is harmless."
     model = build("gpt2")
     attention, drop_mask = model.transformer.h[0].attn, heads_to_mask([(0, 0)], L, H)
-    with with_heads_dropped(model, drop_mask): expected = logits(model)
+    with heads_dropped(model, drop_mask): expected = logits(model)
     with torch.no_grad(): attention.c_attn.bias[2*32:2*32 + 8] = torch.inf
     assert not logits(model).isfinite().all()
-    with with_heads_dropped(model, drop_mask): assert torch.equal(logits(model), expected)
+    with heads_dropped(model, drop_mask): assert torch.equal(logits(model), expected)
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
     model = build("llama").to(dtype)
-    with with_heads_dropped(model, masks[2]): masked = logits(model)
+    with heads_dropped(model, masks[2]): masked = logits(model)
     assert masked.dtype == dtype and torch.equal(masked, logits(pruned(model, masks[2])))
 
 @pytest.mark.parametrize("drop_mask, message", [
@@ -142,7 +142,7 @@ def test_half_precision(dtype):
 ])
 def test_bad_masks(drop_mask, message):
     model = build("gpt2")
-    for use in (prune, lambda model, drop_mask: with_heads_dropped(model, drop_mask).__enter__()):
+    for use in (prune, lambda model, drop_mask: heads_dropped(model, drop_mask).__enter__()):
         before = fingerprint(model)
         with pytest.raises(ValueError, match=message): use(model, drop_mask)
         assert fingerprint(model) == before
@@ -153,8 +153,8 @@ forms = [masks[2], masks[2].astype(int), masks[2].astype(float), masks[2].tolist
 @pytest.mark.parametrize("drop_mask", forms)
 def test_good_masks(drop_mask):
     model = build("gpt2")
-    with with_heads_dropped(model, masks[2]): expected = logits(model)
-    with with_heads_dropped(model, drop_mask): assert torch.equal(logits(model), expected)
+    with heads_dropped(model, masks[2]): expected = logits(model)
+    with heads_dropped(model, drop_mask): assert torch.equal(logits(model), expected)
 
 no_heads = dict(num_hidden_layers=L, hidden_size=32, vocab_size=V)
 

@@ -10,7 +10,7 @@ from fairness_repair.name_bias.localise import (input_norms, localise_weights, n
 from fairness_repair.language.models import LM, load
 from fairness_repair.name_bias.weights import (WeightMask, empty_mask, load_mask, mask_table, overlap,
                                                projection_matrices, random_mask, save_pruned,
-                                               with_weights_dropped)
+                                               weights_dropped)
 from families import H, L, V, batch, build, by_structure, fingerprint, gqa, listed, logits, tokenizer
 
 refused = ("mixtral", "deepseek_v3")
@@ -56,23 +56,23 @@ def test_each_matrix_matters(lm):
     whole, outputs, none = logits(lm.model), [], empty_mask(lm)
     for name, matrix in projection_matrices(lm).items():
         half = WeightMask(none.shapes, {name: np.arange(0, matrix.weight.numel(), 2)})
-        with with_weights_dropped(lm, half): outputs.append(logits(lm.model))
+        with weights_dropped(lm, half): outputs.append(logits(lm.model))
     assert all((a - b).abs().max() > 1e-5 for i, a in enumerate(outputs) for b in [*outputs[:i], whole])
 
 def test_mask_equals_zeroed_weights(lm):
     mask, by_hand = few(lm), copy.deepcopy(lm)
     for name, matrix in projection_matrices(by_hand).items():
         matrix.weight.view(-1)[torch.from_numpy(mask.indices[name])] = 0
-    with with_weights_dropped(lm, mask):
+    with weights_dropped(lm, mask):
         assert fingerprint(lm.model) == fingerprint(by_hand.model)
         assert torch.equal(logits(lm.model), logits(by_hand.model))
 
 def test_model_is_whole_afterwards(lm):
     before, mask = fingerprint(lm.model), few(lm)
-    with with_weights_dropped(lm, mask): assert fingerprint(lm.model) != before
+    with weights_dropped(lm, mask): assert fingerprint(lm.model) != before
     assert fingerprint(lm.model) == before
     for error in (KeyboardInterrupt, RuntimeError):
-        with pytest.raises(error), with_weights_dropped(lm, mask), with_weights_dropped(lm, few(lm, .2)):
+        with pytest.raises(error), weights_dropped(lm, mask), weights_dropped(lm, few(lm, .2)):
             raise error
         assert fingerprint(lm.model) == before
 
@@ -87,7 +87,7 @@ def test_interrupted_while_weights_go_back(monkeypatch):
             yield pair
     usual = signal.signal(signal.SIGINT, signal.default_int_handler) # background jobs may ignore Ctrl-C
     try:
-        with pytest.raises(KeyboardInterrupt), with_weights_dropped(lm, mask):
+        with pytest.raises(KeyboardInterrupt), weights_dropped(lm, mask):
             monkeypatch.setattr(weights, "zip", pairs, raising=False)
     finally: signal.signal(signal.SIGINT, usual)
     assert fingerprint(lm.model) == before and len(done) == len(mask.shapes)
@@ -98,7 +98,7 @@ def test_save_and_reload(lm, tmp_path):
     assert fingerprint(lm.model) == before and load_mask(folder) == mask
     options = dict(dtype=torch.float32, attn_implementation=lm.model.config._attn_implementation)
     again = AutoModelForCausalLM.from_pretrained(folder, **options)
-    with with_weights_dropped(lm, mask): assert torch.equal(logits(again.eval()), logits(lm.model))
+    with weights_dropped(lm, mask): assert torch.equal(logits(again.eval()), logits(lm.model))
     assert json.loads((folder/"mask.json").read_text())["pruned"] == len(mask)
 
 def test_streaming_equals_plain(lm):
@@ -121,7 +121,7 @@ def test_layers_are_fed_by_the_layers_below(lm):
     none, first = empty_mask(lm), next(iter(projection_matrices(lm)))
     before = input_norms(lm, rows)
     half = WeightMask(none.shapes, {"layers.0.down": np.arange(0, np.prod(none.shapes["layers.0.down"]), 2)})
-    with with_weights_dropped(lm, half): after = input_norms(lm, rows)
+    with weights_dropped(lm, half): after = input_norms(lm, rows)
     assert np.array_equal(before[first], after[first])
     for name in before:
         if name.startswith("layers.1"):
@@ -153,7 +153,7 @@ def test_half_precision(dtype):
     lm = LM("mine", build("llama").to(dtype), tokenizer())
     before, mask = fingerprint(lm.model), localise_weights(lm, input_norms(lm, rows), input_norms(lm, others))
     assert len(mask)
-    with with_weights_dropped(lm, mask):
+    with weights_dropped(lm, mask):
         assert logits(lm.model).dtype == dtype and fingerprint(lm.model) != before
     assert fingerprint(lm.model) == before
 
@@ -173,7 +173,7 @@ def test_tied_embeddings_stay_tied(tmp_path):
     lm = LM("mine", build("llama", tie_word_embeddings=True), tokenizer())
     again = load(str(save_pruned(lm, few(lm), tmp_path)), device="cpu")
     assert again.model.lm_head.weight is again.model.model.embed_tokens.weight
-    with with_weights_dropped(lm, few(lm)): assert torch.equal(logits(again.model), logits(lm.model))
+    with weights_dropped(lm, few(lm)): assert torch.equal(logits(again.model), logits(lm.model))
 
 def test_mask_is_written_last(tmp_path, monkeypatch):
     lm = LM("mine", build("gpt2"), tokenizer())

@@ -4,11 +4,11 @@ import numpy as np, pandas as pd, pytest, torch
 from families import build, listed, tokenizer, H, L, V
 
 from fairness_repair.pruning.baselines import (gradient_importance, head_square_sums, loss_gradient,
-                                               magnitude_scores, with_float32_weights)
+                                               magnitude_scores, float32_weights)
 from fairness_repair.core import paths
 from fairness_repair.pruning.fasp import ALPHAS, GAMMAS, fasp
 from fairness_repair.language.likelihood import Window
-from fairness_repair.language.heads import attention_output_projections, with_heads_dropped
+from fairness_repair.language.heads import attention_output_projections, heads_dropped
 from fairness_repair.language.models import LM
 from fairness_repair.pruning.published_scores import (HUB_IDS, published_name, published_scores,
                                                       published_seeds)
@@ -133,7 +133,7 @@ def test_gradient_at_zero_is_that_of_zeroed_weights(kind):
         mask[1, 0] = x
         total += w*loss_gradient(model, ids, mask)[1, 0].item()
     whole = loss_without(model)
-    with with_heads_dropped(model, state): assert abs(whole - loss_without(model) - total) < 1e-5
+    with heads_dropped(model, state): assert abs(whole - loss_without(model) - total) < 1e-5
 
 
 @pytest.mark.parametrize("kind", listed)
@@ -145,7 +145,7 @@ def test_gradient_of_half_precision_is_taken_in_float32(kind):
     for p, q in zip(full.parameters(), half.parameters()): p.data = q.data.float()
     scores = [gradient_importance(LM("any", model, tokenizer), windows) for model in (half, full)]
     np.testing.assert_allclose(*scores, atol=.02) # buffers, e.g. of rotary positions, are still rounded
-    with pytest.raises(ZeroDivisionError), with_float32_weights(half): 1/0
+    with pytest.raises(ZeroDivisionError), float32_weights(half): 1/0
     assert all(v.dtype == kept[k].dtype and torch.equal(v, kept[k]) for k, v in half.state_dict().items())
 
 
