@@ -10,6 +10,8 @@ __all__ = ['CENTERS', 'encode_groups', 'group_means', 'group_disparity', 'noise_
 import numpy as np, pandas as pd
 from scipy import stats
 
+from .core import InputError
+
 # %% ../nbs/01_metrics.ipynb #c005
 def encode_groups(
     groups, # group per prompt, shape (prompts,)
@@ -17,10 +19,10 @@ def encode_groups(
     "Number the groups; refuse groups from which no bias can be computed."
     names, codes, n = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
     if len(names) < 2:
-        raise ValueError(f"bias needs at least two groups, found {names.tolist()}: "
+        raise InputError(f"bias needs at least two groups, found {names.tolist()}: "
                          "name a column with two or more groups")
     if (n < 2).any():
-        raise ValueError(f"group {names[n.argmin()]!s} has one prompt: its standard error is unknown. "
+        raise InputError(f"group {names[n.argmin()]!s} has one prompt: its standard error is unknown. "
                          "Give it at least two prompts, or remove it")
     return names, codes, n
 
@@ -53,7 +55,7 @@ def _group_weights(
     n = np.asarray(n, float)
     if center == "group_mean": return np.full(len(n), 1/len(n))
     if center == "prompt_mean": return n/n.sum()
-    raise ValueError(f"center {center!r}: use one of {CENTERS}")
+    raise InputError(f"center {center!r}: use one of {CENTERS}")
 
 # %% ../nbs/01_metrics.ipynb #c013
 def group_disparity(

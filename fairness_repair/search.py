@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from .core import Budget
+from .core import Budget, InputError
 from .states import SearchSpace, all_states, neighbours_from_uniforms, random_states, states_from_uniforms
 
 # %% ../nbs/03_search.ipynb #c007
@@ -39,7 +39,7 @@ def _evaluate(self:BudgetedCost, states):
     "Compute the costs of states and charge all of them to the budget."
     costs = np.asarray(self.cost(states), float)
     if costs.shape != (len(states),):
-        raise ValueError(f"cost returned shape {costs.shape} for {len(states)} states: needs one number each")
+        raise InputError(f"cost returned shape {costs.shape} for {len(states)} states: needs one number each")
     costs = np.where(np.isnan(costs), np.inf, costs)
     self.budget.spend(len(states))
     self.update_best(states, costs)

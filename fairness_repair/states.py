@@ -10,6 +10,8 @@ __all__ = ['state_to_hex', 'state_from_hex', 'states_from_ints', 'states_to_ints
 from dataclasses import dataclass
 import numpy as np
 
+from .core import InputError
+
 # %% ../nbs/02_states.ipynb #c005
 def state_to_hex(
     state, # bool, shape (units,)
@@ -48,9 +50,9 @@ class SearchSpace:
     max_dropped: int # n_u, at most n
 
     def __post_init__(self):
-        if not self.n > 0: raise ValueError(f"n = {self.n}: a search space needs at least one unit")
+        if not self.n > 0: raise InputError(f"n = {self.n}: a search space needs at least one unit")
         if not 0 <= self.min_dropped <= self.max_dropped <= self.n:
-            raise ValueError(f"n_l = {self.min_dropped}, n_u = {self.max_dropped}: "
+            raise InputError(f"n_l = {self.min_dropped}, n_u = {self.max_dropped}: "
                              f"needs 0 <= n_l <= n_u <= {self.n} (units)")
 
     @property
@@ -60,7 +62,7 @@ class SearchSpace:
     def check_neighbours(self):
         "Refuse a space in which no state has a neighbour at Hamming distance 1."
         if self.min_dropped == self.max_dropped:
-            raise ValueError(f"n_l = n_u = {self.min_dropped}: a neighbour drops one unit more or less; "
+            raise InputError(f"n_l = n_u = {self.min_dropped}: a neighbour drops one unit more or less; "
                              "widen the bounds")
 
 # %% ../nbs/02_states.ipynb #c014
@@ -116,7 +118,7 @@ def all_states(
 ) -> np.ndarray: # bool, shape (states, n), the original model first
     "List the original model, then every state within the bounds."
     if space.n > 22:
-        raise ValueError(f"2^{space.n} states are too many to enumerate (at most 2^22): "
+        raise InputError(f"2^{space.n} states are too many to enumerate (at most 2^22): "
                          "use anneal or random_search")
     states = states_from_ints(np.arange(1, 2**space.n), space.n)
     sizes = states.sum(1)

@@ -13,7 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from .core import provenance
+from .core import InputError, provenance
 
 # %% ../nbs/04_store.ipynb #c005
 def protocol_id(
@@ -43,7 +43,7 @@ class Store:
         self.db = sqlite3.connect(path, timeout=60)
         try: self.db.executescript(f"pragma journal_mode=wal; pragma synchronous=normal; {SCHEMA}")
         except sqlite3.DatabaseError as e:
-            raise ValueError(f"{path} is not a result store ({e}): move it, or name another file") from None
+            raise InputError(f"{path} is not a result store ({e}): move it, or name another file") from None
 
     def close(self): self.db.close()
     def __enter__(self): return self

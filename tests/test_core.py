@@ -21,7 +21,7 @@ def mine(tmp_path, monkeypatch):
 
 
 def test_missing_with_no_network_names_file_address_and_variable(mine):
-    with pytest.raises(FileNotFoundError) as error: core.fetch("a/b.txt")
+    with pytest.raises(ValueError) as error: core.fetch("a/b.txt")
     for part in ("a/b.txt", "http://127.0.0.1:9/b.txt", "FAIRNESS_REPAIR_DATA"):
         assert part in str(error.value)
     assert not [p for p in (mine/"cache").rglob("*") if p.is_file()], "nothing half is left behind"

@@ -99,7 +99,7 @@ files = [importlib.import_module(m).__file__ for m in {modules}]
 made = os.listdir({str(home)!r})
 from fairness_repair.core import git_commit, paths, provenance
 try: paths.nbs
-except RuntimeError as e: error = str(e)
+except ValueError as e: error = str(e)
 commits, folders = [git_commit(), provenance()["commit"]], [str(paths.figures), str(paths.results)]
 found = dict(files=files, made=made, data=paths.data.is_dir(), commits=commits, folders=folders, error=error)
 print(json.dumps(found))"""

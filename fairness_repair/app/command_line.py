@@ -10,7 +10,7 @@ import argparse, sys
 from fastcore.docments import docments
 
 from .pipeline import repair
-from ..core import unknown_name_message
+from ..core import InputError, unknown_name_message
 
 # %% ../../nbs/app/10_command_line.ipynb #c005
 def _make_parser() -> argparse.ArgumentParser:
@@ -40,6 +40,6 @@ def main(
     given, rest = parser.parse_known_args(arguments)
     if rest: parser.error(_unknown_option(rest, [f"--{name}" for name in vars(given) if name != "model"]))
     try: result = repair(**vars(given))
-    except (ValueError, FileNotFoundError) as e: parser.exit(2, f"repair: {e}\n")
+    except InputError as e: parser.exit(2, f"repair: {e}\n")
     except KeyboardInterrupt as e: parser.exit(130, f"\nrepair: stopped; {e or 'nothing was measured'}\n")
     sys.stdout.write(f"{result}\n")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import transformers
 
-from ..core import unknown_name_message
+from ..core import InputError, unknown_name_message
 from ..language.models import DTYPES, check_config, load_errors, resolve_source
 from ..language.prompts import load_prompts
 from ..language.texts import load_text
@@ -43,11 +43,11 @@ def _check_config(
     "Refuse a folder that another repair has written."
     before = json.loads((out/"config.json").read_text(encoding="utf-8"))
     if set(before) != set(config):
-        raise ValueError(f"out = '{out}' holds a repair of another version of this package: "
+        raise InputError(f"out = '{out}' holds a repair of another version of this package: "
                          "name another folder")
     for name, value in config.items():
         if before[name] != value:
-            raise ValueError(f"out = '{out}' holds a repair with {name} = {before[name]!r}, "
+            raise InputError(f"out = '{out}' holds a repair with {name} = {before[name]!r}, "
                              f"this one has {value!r}: name another folder")
 
 def _check_folder(
@@ -55,13 +55,13 @@ def _check_folder(
     config:dict, # `Job.config`
 ):
     "Refuse a folder that holds anything but this repair."
-    if out.exists() and not out.is_dir(): raise ValueError(f"out = '{out}' is a file: name a folder")
+    if out.exists() and not out.is_dir(): raise InputError(f"out = '{out}' is a file: name a folder")
     held = sorted(p.name for p in out.glob("*") if p.name != "config.part")
     if "asked.json" in held:
-        raise ValueError(f"out = '{out}' holds a repair of an older version of this package: "
+        raise InputError(f"out = '{out}' holds a repair of an older version of this package: "
                          "name another folder")
     if held and "config.json" not in held:
-        raise ValueError(f"out = '{out}' holds something else ({held[0]}): name a new folder")
+        raise InputError(f"out = '{out}' holds something else ({held[0]}): name a new folder")
     if held: _check_config(out, config)
 
 # %% ../../nbs/app/00_job.ipynb #c012
@@ -102,10 +102,10 @@ def check_job(
     **changes,       # fields of `ExperimentConfig`; "" and -1 use the preset
 ) -> Job:            # or an error that names the bad value and what is allowed
     "Check everything that can be checked without loading a model."
-    if method not in REPAIR_METHODS: raise ValueError(unknown_name_message("method", method, REPAIR_METHODS))
-    if seed < 0: raise ValueError(f"seed = {seed}: needs 0 or more")
+    if method not in REPAIR_METHODS: raise InputError(unknown_name_message("method", method, REPAIR_METHODS))
+    if seed < 0: raise InputError(f"seed = {seed}: needs 0 or more")
     settings = make_config(str(model), **changes, seeds=1)
-    if settings.dtype not in DTYPES: raise ValueError(unknown_name_message("dtype", settings.dtype, DTYPES))
+    if settings.dtype not in DTYPES: raise InputError(unknown_name_message("dtype", settings.dtype, DTYPES))
     job = Job(str(model), Path(out).expanduser(), method, seed, settings)
     _check_folder(job.out, job.config)
     _check_model(job.model)

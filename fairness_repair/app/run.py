@@ -16,7 +16,7 @@ from .progress import watch
 from .result import RepairResult
 from .selection import Choice, build_repair_evaluators, choose_heads
 from .verdict import N_RESAMPLES, compare, judge
-from ..core import provenance, slug
+from ..core import InputError, provenance, slug
 from ..language.evaluator import Counts, Evaluator
 from ..language.heads import mask_to_heads
 from ..language.models import LM
@@ -70,7 +70,7 @@ def _check_same(
     "Refuse to continue with another model or other data than the store's."
     now = json.loads(json.dumps([e.to_record() for e in evaluators.values()]))
     if store.get_or_compute(dict(asked="model and data of this repair"), lambda: now) != now:
-        raise ValueError(f"the model or the data have changed since {store.path} was made: "
+        raise InputError(f"the model or the data have changed since {store.path} was made: "
                          "name another out folder")
 
 # %% ../../nbs/app/05_run.ipynb #c018

@@ -9,6 +9,7 @@ __all__ = ['build_repair_evaluators', 'Choice', 'choose_heads']
 from typing import NamedTuple
 import numpy as np
 
+from ..core import InputError
 from .job import Job
 from ..language.ablation import ablate_heads
 from ..language.evaluator import Evaluator
@@ -70,7 +71,7 @@ def _find_candidates(
     grid = fasp_grid(scan.bias_without, scan.perplexity_without)
     if not grid:
         n = len(scan.free)
-        raise ValueError(f"FASP drops at most a fifth of the heads, which is none of {n}: use another method")
+        raise InputError(f"FASP drops at most a fifth of the heads, which is none of {n}: use another method")
     return best_of_grid(search, grid, reader=reader, n_candidates=s.n_candidates)
 
 # %% ../../nbs/app/02_selection.ipynb #c016

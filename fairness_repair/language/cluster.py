@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np, torch
 from fastcore.basics import patch
 
+from ..core import InputError
 from .evaluator import Serial
 from .model_metrics import Metric
 from .models import LM, load
@@ -48,7 +49,7 @@ class Replica:
             torch.set_num_threads(self.cpus)
             self.lm = load(**self.model)
             if (found := self.lm.weights_hash()) != self.weights_hash:
-                raise ValueError(
+                raise InputError(
                     f"model {self.model['name']!r} has weights {found[:8]}... on a worker and "
                     f"{self.weights_hash[:8]}... on the driver: save the driver's model to a folder "
                     f"that all workers read, and name that folder")
@@ -72,7 +73,7 @@ def connect(
 ) -> tuple:    # the module ray, and whether this call connected it
     "Start Ray, or join a cluster."
     if not find_spec("ray"):
-        raise ValueError(f"cluster = {where!r} needs Ray: pip install 'fairness_repair[cluster]'")
+        raise InputError(f"cluster = {where!r} needs Ray: pip install 'fairness_repair[cluster]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray # here, not at the top: an optional extra
@@ -81,7 +82,7 @@ def connect(
     if where == "local": options["include_dashboard"] = False
     try: ray.init(where, **options)
     except ConnectionError as e:
-        raise ValueError(f"no Ray cluster answers at {where!r}: "
+        raise InputError(f"no Ray cluster answers at {where!r}: "
                          f"start one with `ray start --head`, or use 'local'") from e
     return ray, True
 
@@ -102,7 +103,7 @@ class Team:
         resources = self.ray.cluster_resources()
         limit = int(resources.get("GPU", 0) if gpu else resources.get("CPU", 0)//cpus)
         n = limit if workers is None else workers
-        if not 1 <= n <= limit: raise ValueError(f"workers = {n}: the cluster has room for {limit}")
+        if not 1 <= n <= limit: raise InputError(f"workers = {n}: the cluster has room for {limit}")
         remote = self.ray.remote(Replica).options(num_cpus=cpus, num_gpus=int(gpu), max_restarts=max_deaths)
         model = dict(name=lm.name, dtype=str(lm.dtype).removeprefix("torch."), device=lm.device.type)
         self.workers = [remote.remote(model, self.weights_hash, cpus) for _ in range(n)]
@@ -166,7 +167,7 @@ class Distributed(Serial):
         "Measure each task's states, in no order."
         if not tasks: return
         if lm is not self.team.lm and lm.weights_hash() != self.team.weights_hash:
-            raise ValueError(f"the team's model is {self.team.lm.name}, not {lm.name}: make a team with it")
+            raise InputError(f"the team's model is {self.team.lm.name}, not {lm.name}: make a team with it")
         total = sum(len(states) for _, states in tasks.values())
         fair_size = -(-total//(2*len(self.team.workers))) # at least two jobs for each worker
         yield from self.team.stream(split_tasks(tasks, min(self.job_size, fair_size)), self.inner)

@@ -15,6 +15,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from tqdm import tqdm
 
+from ..core import InputError
 from .heads import heads_dropped
 from .model_metrics import Metric
 from .models import LM
@@ -191,7 +192,7 @@ def check_states(self:Evaluator, states) -> np.ndarray: # bool, shape (k, n)
     "Refuse states of another model."
     states = np.atleast_2d(np.asarray(states, bool))
     n, found = self.lm.n_heads_total, states.shape[1]
-    if found != n: raise ValueError(f"a state of {self.lm.name} has {n} units, got {found}")
+    if found != n: raise InputError(f"a state of {self.lm.name} has {n} units, got {found}")
     return states
 
 # %% ../../nbs/language/09_evaluator.ipynb #c024

@@ -15,6 +15,7 @@ from typing import Callable, NamedTuple
 import numpy as np, psutil, torch, transformers
 from fastcore.meta import delegates
 
+from ..core import InputError
 from .heads import head_width
 from .models import LM
 
@@ -240,7 +241,7 @@ def check_length(
     "Refuse prompts for which the model has too few positions."
     limit = getattr(lm.config, "max_position_embeddings", None)
     if limit and tokens > limit:
-        raise ValueError(f"prompt and continuation need {tokens} tokens, {lm.name} has {limit} positions: "
+        raise InputError(f"prompt and continuation need {tokens} tokens, {lm.name} has {limit} positions: "
                          f"shorten the prompts or lower new_tokens")
 
 # %% ../../nbs/language/05_generation.ipynb #c038

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ..core import InputError
 from .models import LM, no_progress_bars
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -68,7 +69,7 @@ def find_blocks(
     found = [(name, m) for name, m in lists
              if len(m) == n_layers and any(find_output_projections(block, width) for block in m)]
     if len(found) == 1: return found[0]
-    raise ValueError(f"{type(model).__name__}: {len(found)} lists of {n_layers} layers have an attention "
+    raise InputError(f"{type(model).__name__}: {len(found)} lists of {n_layers} layers have an attention "
                      "output projection, but exactly one is needed. The projection must be named one of "
                      f"{', '.join(OUTPUT_PROJECTION_NAMES)}, be inside a module whose name contains attn or "
                      f"attention, and have {width} inputs (all heads).")
@@ -81,7 +82,7 @@ def attention_output_projections(
     config, kind = model.config.get_text_config(), type(model).__name__
     n_layers, n_heads = config.num_hidden_layers, getattr(config, "num_attention_heads", None)
     if not n_heads:
-        raise ValueError(f"{kind} has no attention heads: its configuration has no num_attention_heads")
+        raise InputError(f"{kind} has no attention heads: its configuration has no num_attention_heads")
     head_dim = head_width(config)
     path, blocks = find_blocks(model, n_layers, n_heads*head_dim)
     projections = []
@@ -89,7 +90,7 @@ def attention_output_projections(
         found = find_output_projections(block, n_heads*head_dim)
         if len(found) != 1:
             which = f" ({', '.join(found)})" if found else ""
-            raise ValueError(f"{kind}: layer {layer} has {len(found)} attention output projections{which}, "
+            raise InputError(f"{kind}: layer {layer} has {len(found)} attention output projections{which}, "
                              "but exactly one is needed")
         (name, module), = found.items()
         name, transposed = f"{path}.{layer}.{name}", isinstance(module, Conv1D)
@@ -106,7 +107,7 @@ def heads_to_mask(
     drop_mask = np.zeros((n_layers, n_heads), bool)
     for layer, head in heads:
         if not (0 <= layer < n_layers and 0 <= head < n_heads):
-            raise ValueError(f"there is no head ({layer}, {head}): "
+            raise InputError(f"there is no head ({layer}, {head}): "
                              f"the model has {n_layers} layers x {n_heads} heads, counted from 0")
         drop_mask[layer, head] = True
     return drop_mask.ravel()
@@ -128,11 +129,11 @@ def mask_to_grid(
     "Check a drop mask and give it the shape of the model."
     mask, n = np.asarray(drop_mask), n_layers*n_heads
     if mask.dtype != bool and (wrong := [x for x in mask.ravel().tolist() if x not in (0, 1)]):
-        raise ValueError(f"a drop mask contains only True (dropped) and False (kept), not {wrong[0]!r}")
+        raise InputError(f"a drop mask contains only True (dropped) and False (kept), not {wrong[0]!r}")
     if mask.shape in ((n,), (n_layers, n_heads)): return mask.astype(bool).reshape(n_layers, n_heads)
     if mask.ndim == 2 and mask.shape[1] == n and len(mask):
         return mask.astype(bool).reshape(-1, n_layers, n_heads)
-    raise ValueError(f"drop mask of shape {mask.shape}: a model of {n_layers} layers x {n_heads} heads needs "
+    raise InputError(f"drop mask of shape {mask.shape}: a model of {n_layers} layers x {n_heads} heads needs "
                      f"({n},), ({n_layers}, {n_heads}) or (rows, {n})")
 
 # %% ../../nbs/language/01_heads.ipynb #c026
@@ -145,7 +146,7 @@ def zero_slices(
     def hook(module, args):
         x = args[0].unflatten(-1, (projection.n_heads, projection.head_dim)) # (rows, ..., heads, head_dim)
         if drop.ndim == 2 and len(drop) != len(x):
-            raise ValueError(f"{len(drop)} drop masks for a batch of {len(x)} rows: "
+            raise InputError(f"{len(drop)} drop masks for a batch of {len(x)} rows: "
                              "give one mask, or one per row")
         mask = drop if drop.ndim == 1 else drop.view(len(drop), *[1]*(x.ndim - 3), projection.n_heads)
         return x.masked_fill(mask[..., None], 0).flatten(-2), *args[1:]
@@ -182,7 +183,7 @@ def prune(
     "Zero the part of each output projection that reads a dropped head."
     projections = attention_output_projections(model)
     grid = mask_to_grid(drop_mask, len(projections), projections[0].n_heads)
-    if grid.ndim == 3: raise ValueError(f"prune takes one drop mask, not {len(grid)}")
+    if grid.ndim == 3: raise InputError(f"prune takes one drop mask, not {len(grid)}")
     with torch.no_grad():
         for p in projections: p.weight_by_head()[torch.as_tensor(grid[p.layer])] = 0
 

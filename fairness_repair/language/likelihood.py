@@ -9,6 +9,7 @@ __all__ = ['Window', 'sliding_windows', 'fasp_windows', 'batch_nll', 'window_nll
 from dataclasses import dataclass
 import numpy as np, torch
 
+from ..core import InputError
 from .generation import ForwardPass, length_batches, map_batches
 from .models import LM
 
@@ -31,7 +32,7 @@ def sliding_windows(
 ) -> list:       # of Window
     "Cut windows that score each token but the first exactly once."
     if not 0 < stride <= window:
-        raise ValueError(f"stride = {stride}: needs 0 < stride <= window = {window}, or text goes unscored")
+        raise InputError(f"stride = {stride}: needs 0 < stride <= window = {window}, or text goes unscored")
     ends = list(range(min(window, len(ids)), len(ids), stride)) + [len(ids)]
     begins = [max(0, end - window) for end in ends]
     return [Window(tuple(ids[b:e]), max(1, done - b)) for b, e, done in zip(begins, ends, [0] + ends)]

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np, torch
 from fastcore.basics import patch
 
+from ..core import InputError
 from .generation import ForwardPass, generate, generation_passes, length_batches
 from .generation import make_sampler, map_batches, parallel_map
 from .likelihood import batch_nll, fasp_windows, reading_passes, sliding_windows
@@ -74,7 +75,7 @@ def check(self:Metric,
 ):
     "Refuse a model whose tokenizer is not the metric's."
     if self.tokenizer is not None and self.tokenizer != tokenizer_hash(lm.tokenizer):
-        raise ValueError(f"{type(self).__name__} holds token ids of another tokenizer "
+        raise InputError(f"{type(self).__name__} holds token ids of another tokenizer "
                          f"than that of {lm.name}: make the metric with this model")
 
 @patch
@@ -188,7 +189,7 @@ class NextTokenToxicity(GroupMetric):
         self.words, self.tokenizer = list(words), tokenizer_hash(lm.tokenizer)
         ids = [lm.tokenizer(word, add_special_tokens=False)["input_ids"] for word in self.words]
         if long := [word for word, found in zip(self.words, ids) if len(found) != 1]:
-            raise ValueError(f"word {long[0]!r} is not one token of {lm.name}: use SampledToxicity")
+            raise InputError(f"word {long[0]!r} is not one token of {lm.name}: use SampledToxicity")
         self.word_ids = [found[0] for found in ids]
         self.ids = lm.tokenizer(self.texts)["input_ids"]
 
@@ -264,12 +265,12 @@ class TextPerplexity(Metric):
     ):
         positions = getattr(lm.config, "max_position_embeddings", 1024)
         window = window or min(1024, positions)
-        if window > positions: raise ValueError(f"window = {window}: {lm.name} has {positions} positions")
-        if mode not in ("sliding", "fasp"): raise ValueError(f"mode {mode!r}: use 'sliding' or 'fasp'")
+        if window > positions: raise InputError(f"window = {window}: {lm.name} has {positions} positions")
+        if mode not in ("sliding", "fasp"): raise InputError(f"mode {mode!r}: use 'sliding' or 'fasp'")
         self.window, self.stride, self.mode = window, stride or max(1, window//2), mode
         self.tokenizer = tokenizer_hash(lm.tokenizer)
         self.windows = [w for w in self.cut(lm, documents, positions, tokens) if w.scored > 0]
-        if not self.windows: raise ValueError("the text has no token to score: a document needs two or more")
+        if not self.windows: raise InputError("the text has no token to score: a document needs two or more")
         self.scored = np.array([w.scored for w in self.windows])
 
 # %% ../../nbs/language/07_model_metrics.ipynb #c034

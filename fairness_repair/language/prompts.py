@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
-from ..core import fetch, paths, unknown_name_message
+from ..core import InputError, fetch, paths, unknown_name_message
 from .models import MODELS_WITH_PROMPTS
 
 # %% ../../nbs/language/02_prompts.ipynb #c007
@@ -91,7 +91,7 @@ def resolve_axis(
     for name in (axis, AXIS_ALIASES.get(axis)):
         if name in known: return name
     aliases = [alias for alias, name in AXIS_ALIASES.items() if name in known]
-    raise ValueError(unknown_name_message("axis", axis, known + aliases))
+    raise InputError(unknown_name_message("axis", axis, known + aliases))
 
 # %% ../../nbs/language/02_prompts.ipynb #c024
 def make_sentences(
@@ -113,7 +113,7 @@ def holistic_bias(
 ) -> pd.DataFrame:       # text, axis, group, descriptor
     "Generate HolisticBias from its four files."
     if version not in HOLISTIC_BIAS_VERSIONS:
-        raise ValueError(unknown_name_message("HolisticBias version", version, HOLISTIC_BIAS_VERSIONS))
+        raise InputError(unknown_name_message("HolisticBias version", version, HOLISTIC_BIAS_VERSIONS))
     names = ("descriptors", "nouns", "sentence_templates", "standalone_noun_phrases")
     files = {name: fetch(f"holistic_bias/{version}/{name}.json") for name in names}
     parts = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
@@ -124,17 +124,17 @@ def read_rows(
     path:Path,  # a CSV in UTF-8 with a header
 ) -> list:      # one dict per row
     "Read the rows of a CSV; an error says what is wrong with the file."
-    if not path.is_file(): raise FileNotFoundError(f"there is no prompts file {path}")
+    if not path.is_file(): raise InputError(f"there is no prompts file {path}")
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
             rows = list(csv.DictReader(f, skipinitialspace=True))
     except UnicodeDecodeError as e:
         reason = f"{e.reason} at byte {e.start}"
-        raise ValueError(f"{path.name} is not UTF-8 ({reason}): save it as CSV UTF-8") from None
-    if not rows: raise ValueError(f"{path.name} has no rows: it needs a header and prompts below it")
+        raise InputError(f"{path.name} is not UTF-8 ({reason}): save it as CSV UTF-8") from None
+    if not rows: raise InputError(f"{path.name} has no rows: it needs a header and prompts below it")
     for i, row in enumerate(rows, 1):
         if None in row:
-            raise ValueError(f"{path.name} row {i} has more cells than the header: "
+            raise InputError(f"{path.name} row {i} has more cells than the header: "
                              "put a text with commas in double quotes")
     return rows
 
@@ -150,11 +150,11 @@ def check_cells(
     for column in PROMPT_COLUMNS:
         if column not in found:
             hint = unknown_name_message("column", column, found)
-            raise ValueError(f"{source} has no column {column!r}: {hint}")
+            raise InputError(f"{source} has no column {column!r}: {hint}")
     for i, row in enumerate(rows, 1):
         for column in PROMPT_COLUMNS:
             text = (row[column] or "").strip().lower()
-            if text in ("", "nan"): raise ValueError(f"{source} row {i} has an empty {column}")
+            if text in ("", "nan"): raise InputError(f"{source} row {i} has an empty {column}")
     cells = [(row["text"], row["axis"].strip(), row["group"].strip()) for row in rows]
     return pd.DataFrame(cells, columns=PROMPT_COLUMNS)
 
@@ -169,13 +169,13 @@ def check_prompt_groups(
     groups = prompts.groupby("axis", sort=False)["group"].unique()
     for axis, names in groups.items():
         if len(names) < 2:
-            raise ValueError(f"{source}: axis {axis!r} has only the group {names[0]!r}; "
+            raise InputError(f"{source}: axis {axis!r} has only the group {names[0]!r}; "
                              f"{purpose} needs at least two groups")
     own = prompts.drop_duplicates(["axis", "text"]).groupby(["axis", "group"]).size()
     for axis, names in groups.items():
         for group in names:
             if (n := own.get((axis, group), 0)) < min_texts:
-                raise ValueError(f"{source}: group {group!r} of axis {axis!r} has {n} prompt(s) of its own; "
+                raise InputError(f"{source}: group {group!r} of axis {axis!r} has {n} prompt(s) of its own; "
                                  f"{purpose} needs at least {min_texts}")
     return prompts
 
@@ -214,7 +214,7 @@ def sample_prompts(
     rng=0,                 # seed or Generator
 ) -> pd.DataFrame:         # text, axis, group, draw (0 = the first time this text is drawn in its group)
     "Sample the same number of prompts from each group, in the order of the groups."
-    if n_per_group < 1: raise ValueError(f"n_per_group = {n_per_group}: must be at least 1")
+    if n_per_group < 1: raise InputError(f"n_per_group = {n_per_group}: must be at least 1")
     groups = [rows for _, rows in prompts.groupby(["axis", "group"], sort=False)]
     rngs = np.random.default_rng(rng).spawn(len(groups))
     picked = [rows.iloc[np.resize(r.permutation(len(rows)), n_per_group)] for rows, r in zip(groups, rngs)]
@@ -234,7 +234,7 @@ def read_source(
     if source in HOLISTIC_BIAS: return holistic_bias(axis, HOLISTIC_BIAS[source])
     if Path(source).is_file(): return read_prompts(source)
     hint = unknown_name_message("prompts", source, [*MODELS_WITH_PROMPTS, *HOLISTIC_BIAS])
-    raise FileNotFoundError(f"{hint} Or give a CSV file with the columns text, axis, group.")
+    raise InputError(f"{hint} Or give a CSV file with the columns text, axis, group.")
 
 # %% ../../nbs/language/02_prompts.ipynb #c055
 def load_prompts(

@@ -9,6 +9,7 @@ __all__ = ['Subsampling', 'Subsampled']
 from dataclasses import dataclass
 import numpy as np
 
+from ..core import InputError
 from .model_metrics import Metric
 
 # %% ../../nbs/language/08_subsampling.ipynb #c005
@@ -22,7 +23,7 @@ class Subsampling:
     def __post_init__(self):
         for name in ("eta_bias", "eta_ppl"):
             if not 0 < (share := getattr(self, name)) <= 1:
-                raise ValueError(f"{name} = {share}: needs a share of the data above 0 and at most 1")
+                raise InputError(f"{name} = {share}: needs a share of the data above 0 and at most 1")
 
     def to_record(self) -> dict: return dict(eta_bias=self.eta_bias, eta_ppl=self.eta_ppl, draw=self.seed)
 

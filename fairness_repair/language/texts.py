@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from datasets import disable_progress_bars, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from ..core import fetch, paths, unknown_name_message
+from ..core import InputError, fetch, paths, unknown_name_message
 from .models import MODELS_WITH_PROMPTS
 
 # %% ../../nbs/language/04_texts.ipynb #c005
@@ -25,7 +25,7 @@ def join_lines(
     join:str,    # one of `JOINS`
 ) -> str:        # one document
     "Join lines to one document."
-    if join not in JOINS: raise ValueError(unknown_name_message("join", join, JOINS))
+    if join not in JOINS: raise InputError(unknown_name_message("join", join, JOINS))
     if join == "fasp": return "".join(line for line in lines if line.strip())
     return "\n\n".join(line if line.strip() else "" for line in lines)
 
@@ -44,14 +44,14 @@ def cut_lines(
         file, start, stop = TWO_FILE_SPLITS[split]
         if file not in files:
             names = ", ".join(files)
-            raise ValueError(f"{source} has {names} but no {file} file: both validation and test are needed")
+            raise InputError(f"{source} has {names} but no {file} file: both validation and test are needed")
         lines = files[file]
     else:
         start, stop = ONE_FILE_SPLITS[split]
         lines = next(iter(files.values()))
     part = lines[round(start*len(lines)):round(stop*len(lines))]
     if any(line.strip() for line in part): return part
-    raise ValueError(f"{source} has too few lines ({len(lines)}): its {split} part is empty. "
+    raise InputError(f"{source} has too few lines ({len(lines)}): its {split} part is empty. "
                      "Five lines or more are needed")
 
 # %% ../../nbs/language/04_texts.ipynb #c014
@@ -70,7 +70,7 @@ def find_corpus(
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", source) and not source.endswith(".txt")
     if is_hub_id: return tuple(source.split(":")), {}
     hint = unknown_name_message("text", source, [*MODELS_WITH_PROMPTS, *CORPORA])
-    raise FileNotFoundError(f"{hint} Or a text file, a folder, or a hub id owner/name[:config].")
+    raise InputError(f"{hint} Or a text file, a folder, or a hub id owner/name[:config].")
 
 # %% ../../nbs/language/04_texts.ipynb #c018
 def read_corpus(
@@ -84,12 +84,12 @@ def read_corpus(
     with TemporaryDirectory() as scratch:  # local files need no second copy in the cache
         try: data = load_dataset(*args, **kwargs, cache_dir=scratch if local else None)
         except DatasetGenerationError as e:
-            raise ValueError(f"{source} holds no UTF-8 text ({e.__cause__ or 'it is empty'})") from e
+            raise InputError(f"{source} holds no UTF-8 text ({e.__cause__ or 'it is empty'})") from e
         except (OSError, ValueError) as e:
-            raise FileNotFoundError(f"text {source!r} could not be read: {str(e).splitlines()[0]}") from e
+            raise InputError(f"text {source!r} could not be read: {str(e).splitlines()[0]}") from e
         for file in data.values():
             if "text" in file.column_names: continue
-            raise ValueError(f"{source}: {unknown_name_message('column', 'text', file.column_names)}")
+            raise InputError(f"{source}: {unknown_name_message('column', 'text', file.column_names)}")
         return {name: list(file["text"]) for name, file in data.items()}
 
 # %% ../../nbs/language/04_texts.ipynb #c021
@@ -100,7 +100,7 @@ def load_text(
     join:str="blank-lines",  # one of `JOINS`; a built-in model has a document per line
 ) -> list:                   # documents, str
     "Load the documents of one split."
-    if split not in ONE_FILE_SPLITS: raise ValueError(unknown_name_message("split", split, ONE_FILE_SPLITS))
+    if split not in ONE_FILE_SPLITS: raise InputError(unknown_name_message("split", split, ONE_FILE_SPLITS))
     if source in MODELS_WITH_PROMPTS:
         lines = (paths.data/source/f"text.{split}.txt").read_text(encoding="utf-8").splitlines()
         return [line for line in lines if line.strip()]

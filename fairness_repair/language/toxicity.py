@@ -16,7 +16,7 @@ import numpy as np
 import torch, transformers
 from fastcore.basics import patch
 
-from ..core import pick_device, sha256, slug, unknown_name_message
+from ..core import InputError, pick_device, sha256, slug, unknown_name_message
 from .models import hub_has_model
 
 # %% ../../nbs/language/03_toxicity.ipynb #c005
@@ -27,7 +27,7 @@ class Scorer:
     ) -> np.ndarray:    # float64 in [0, 1], shape (n,); 0 for an empty or blank text
         texts = [None] if isinstance(texts, str) else list(texts)
         if not all(isinstance(text, str) for text in texts):
-            raise TypeError("a scorer takes a list of strings")
+            raise InputError("a scorer takes a list of strings")
         out = np.zeros(len(texts))
         with_content = [i for i, text in enumerate(texts) if text.strip()]
         if with_content: out[with_content] = self.score([texts[i] for i in with_content])
@@ -47,7 +47,7 @@ class WordListScorer(Scorer):
         words,  # words or phrases, in any order
     ):
         self.words = tuple(sorted({word.strip().lower() for word in words} - {""}))
-        if not self.words: raise ValueError("a word list needs at least one word")
+        if not self.words: raise InputError("a word list needs at least one word")
         listed = ",".join(self.words)
         n = len(self.words)
         self.name = f"words:{listed}" if n <= 8 else f"words:{n}-{short_digest(listed)}"
@@ -72,10 +72,10 @@ def texts_to_score(
     score_on:str,   # "continuation", or "full" (prompt and continuation, as in FASP)
 ) -> list:          # n texts for a scorer, lower case, without line breaks
     "Prepare the texts whose toxicity is measured."
-    if score_on not in SCORE_ON: raise ValueError(unknown_name_message("score_on", score_on, SCORE_ON))
+    if score_on not in SCORE_ON: raise InputError(unknown_name_message("score_on", score_on, SCORE_ON))
     prompts, continuations = list(prompts), list(continuations)
     if len(prompts) != len(continuations):
-        raise ValueError(f"{len(prompts)} prompts, but {len(continuations)} continuations: "
+        raise InputError(f"{len(prompts)} prompts, but {len(continuations)} continuations: "
                          "give one continuation per prompt")
     texts = continuations if score_on == "continuation" else [p + c for p, c in zip(prompts, continuations)]
     return [text.replace("\n", " ").lower() for text in texts]
@@ -90,7 +90,7 @@ def toxic_label_index(
     for name in ([label.lower()] if label else ["toxicity", "toxic"]):
         if name in index: return index[name]
     hint = unknown_name_message("label", label or "toxicity", labels.values())
-    raise ValueError(f"{hint} Say which one means toxic with label=.")
+    raise InputError(f"{hint} Say which one means toxic with label=.")
 
 # %% ../../nbs/language/03_toxicity.ipynb #c028
 def output_activation(
@@ -120,7 +120,7 @@ def load_tokenizer(
     "Load the tokenizer of a checkpoint; refuse an empty vocabulary."
     tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=local)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise ValueError(f"{model} has no tokenizer: save one in the same folder as the weights")
+        raise InputError(f"{model} has no tokenizer: save one in the same folder as the weights")
     return tokenizer
 
 # %% ../../nbs/language/03_toxicity.ipynb #c037
@@ -132,11 +132,11 @@ def load_classifier(
     try: net, found = transformers.AutoModelForSequenceClassification.from_pretrained(
         model, dtype=torch.float32, weights_only=True, local_files_only=local, output_loading_info=True)
     except UnpicklingError as e:
-        raise ValueError(f"{model} is not a plain checkpoint: its pickled file contains other objects than "
+        raise InputError(f"{model} is not a plain checkpoint: its pickled file contains other objects than "
                          "tensors and is not loaded") from e
     if missing := sorted(found["missing_keys"]):
         names = ", ".join(missing)
-        raise ValueError(f"{model} is not a trained text classifier: it has no weights for {names}")
+        raise InputError(f"{model} is not a trained text classifier: it has no weights for {names}")
     return net.eval(), load_tokenizer(model, local=local)
 
 # %% ../../nbs/language/03_toxicity.ipynb #c040
@@ -202,9 +202,9 @@ def load_scorer(
     is_hub_id = not is_list and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)
     if not (is_folder or is_hub_id):
         hint = unknown_name_message("scorer", name, [ProfanityScorer.name, "words:this,that"])
-        raise ValueError(f"{hint} Or a .txt word list, a hub id owner/name or a folder.")
+        raise InputError(f"{hint} Or a .txt word list, a hub id owner/name or a folder.")
     try: return ClassifierScorer(name, label=label)
     except OSError as e:
         cause = str(e).splitlines()[0]
         advice = f"{ProfanityScorer.name!r} needs no download."
-        raise ValueError(f"scorer {name!r} could not be read: {cause} {advice}") from e
+        raise InputError(f"scorer {name!r} could not be read: {cause} {advice}") from e

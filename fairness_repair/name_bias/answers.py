@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np, pandas as pd, torch
 
+from ..core import InputError
 from ..language.generation import continue_batch, map_batches, prompt_seed
 from ..language.models import LM
 
@@ -156,7 +157,7 @@ def answer_table(
 ) -> pd.DataFrame: # the columns of `prompts` but text, start and stop; answer, repeat_index, value
     "Put prompts and answers into one table, one row per answer."
     if len(prompts) != len(answers):
-        raise ValueError(f"{len(answers)} lists of answers for {len(prompts)} prompts")
+        raise InputError(f"{len(answers)} lists of answers for {len(prompts)} prompts")
     counts = list(map(len, answers))
     table = prompts.drop(columns=["start", "stop"], errors="ignore")
     table = table.iloc[np.repeat(np.arange(len(prompts)), counts)].reset_index(drop=True)

@@ -10,7 +10,7 @@ __all__ = ['QUESTION_COLUMNS', 'SIGNS', 'PROMPT_FORMATS', 'AUDIT_COLUMNS', 'read
 # %% ../../nbs/name_bias/00_audit.ipynb #c002
 import numpy as np, pandas as pd
 
-from ..core import paths, unknown_name_message
+from ..core import InputError, paths, unknown_name_message
 
 # %% ../../nbs/name_bias/00_audit.ipynb #c006
 def read_text_csv(
@@ -20,10 +20,10 @@ def read_text_csv(
     "Read a CSV file as text and check its columns."
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
-        raise ValueError(f"{path} could not be read as a CSV file: {e}") from None
+        raise InputError(f"{path} could not be read as a CSV file: {e}") from None
     if missing := [c for c in required if c not in table]:
-        raise ValueError(f"{path} has no column {missing[0]!r}, only {', '.join(table)}")
-    if not len(table): raise ValueError(f"{path} has no rows")
+        raise InputError(f"{path} has no column {missing[0]!r}, only {', '.join(table)}")
+    if not len(table): raise InputError(f"{path} has no rows")
     return table.apply(lambda column: column.str.strip())
 
 # %% ../../nbs/name_bias/00_audit.ipynb #c005
@@ -42,11 +42,11 @@ def read_questions(
     for column in ("chat", "completion"):
         without_name = table[~table[column].str.contains("{name}", regex=False)]
         if len(without_name):
-            raise ValueError(f"{path}: no {{name}} in {column} {without_name[column].iloc[0]!r}")
+            raise InputError(f"{path}: no {{name}} in {column} {without_name[column].iloc[0]!r}")
     if bad := sorted(set(table["favours"]) - set(SIGNS)):
-        raise ValueError(unknown_name_message("value of favours", bad[0], SIGNS))
+        raise InputError(unknown_name_message("value of favours", bad[0], SIGNS))
     if table.duplicated(["scenario", "variation"]).any():
-        raise ValueError(f"{path}: two rows with the same scenario and variation")
+        raise InputError(f"{path}: two rows with the same scenario and variation")
     return table[list(QUESTION_COLUMNS)]
 
 # %% ../../nbs/name_bias/00_audit.ipynb #c012
@@ -57,7 +57,7 @@ def evenly_spaced_rows(
     "Pick evenly spaced rows, so that a sorted list (by gender, say) stays balanced."
     if n > len(table):
         group = table["group"].iloc[0]
-        raise ValueError(f"{n} names of group {group!r} are wanted, the list has {len(table)}")
+        raise InputError(f"{n} names of group {group!r} are wanted, the list has {len(table)}")
     return table.iloc[np.arange(n)*len(table)//n] if n > 0 else table
 
 # %% ../../nbs/name_bias/00_audit.ipynb #c011
@@ -74,11 +74,11 @@ def read_names(
     majority = majority or groups[0]
     minority = minority or next((g for g in groups if g != majority), "")
     for group in (majority, minority):
-        if group not in groups: raise ValueError(unknown_name_message("group of names", group, groups))
+        if group not in groups: raise InputError(unknown_name_message("group of names", group, groups))
     if majority == minority:
-        raise ValueError(f"majority and minority are both {majority!r}: two groups are needed")
+        raise InputError(f"majority and minority are both {majority!r}: two groups are needed")
     if (twice := table["name"].duplicated()).any():
-        raise ValueError(f"duplicate name {table['name'][twice].iloc[0]!r}: each name belongs to one group")
+        raise InputError(f"duplicate name {table['name'][twice].iloc[0]!r}: each name belongs to one group")
     parts = [table[table["group"] == group] for group in (majority, minority)]
     parts = [evenly_spaced_rows(part, names_per_group) for part in parts]
     names = pd.concat(parts, ignore_index=True)[["name", "group"]]
@@ -94,9 +94,9 @@ def choose_prompt_format(
 ) -> str: # one of `PROMPT_FORMATS`
     "Choose the prompt format of a model, and check that the model supports it."
     if prompt_format and prompt_format not in PROMPT_FORMATS:
-        raise ValueError(unknown_name_message("prompt format", prompt_format, PROMPT_FORMATS))
+        raise InputError(unknown_name_message("prompt format", prompt_format, PROMPT_FORMATS))
     if prompt_format in ("chat", "prefill") and not tokenizer.chat_template:
-        raise ValueError(f"prompt format {prompt_format!r} needs a chat template, and this model has none: "
+        raise InputError(f"prompt format {prompt_format!r} needs a chat template, and this model has none: "
                          "use 'completion'")
     return prompt_format or ("chat" if tokenizer.chat_template else "completion")
 
@@ -148,7 +148,7 @@ def audit_prompts(
     names = read_names() if names is None else names
     known = list(questions["scenario"].unique())
     for scenario in scenarios or ():
-        if scenario not in known: raise ValueError(unknown_name_message("scenario", scenario, known))
+        if scenario not in known: raise InputError(unknown_name_message("scenario", scenario, known))
     prompt_format = choose_prompt_format(tokenizer, prompt_format)
     chosen = questions[questions["scenario"].isin(scenarios or known)].to_dict("records")
     rows = [question | person | fill_template(tokenizer, question, person["name"], prompt_format)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import paths, unknown_name_message
+from ..core import InputError, paths, unknown_name_message
 from .audit import PROMPT_FORMATS
 
 # %% ../../nbs/name_bias/06_bdb_config.ipynb #c005
@@ -81,10 +81,10 @@ def parse_shares(
     "Read a list of top shares."
     try: shares = [float(share) for share in text.split(",")]
     except ValueError:
-        raise ValueError(f"{text!r} is no list of shares: "
+        raise InputError(f"{text!r} is no list of shares: "
                          "write shares with commas between them, such as 0.05,0.15") from None
     if not all(0 < share <= 1 for share in shares):
-        raise ValueError(f"{text!r}: shares lie above 0 and up to 1")
+        raise InputError(f"{text!r}: shares lie above 0 and up to 1")
     return shares
 
 # %% ../../nbs/name_bias/06_bdb_config.ipynb #c008
@@ -98,18 +98,18 @@ def check_config(
     for name in ("minority_top_share", "majority_top_share"):
         value = getattr(config, name)
         if not 0 <= value <= 1:
-            raise ValueError(f"{name} = {value}: a share of the weights lies between 0 and 1")
+            raise InputError(f"{name} = {value}: a share of the weights lies between 0 and 1")
     for name in AT_LEAST_1:
-        if (value := getattr(config, name)) < 1: raise ValueError(f"{name} = {value}: must be at least 1")
+        if (value := getattr(config, name)) < 1: raise InputError(f"{name} = {value}: must be at least 1")
     parse_shares(config.top_share_grid)
     if config.prompt_format and config.prompt_format not in PROMPT_FORMATS:
-        raise ValueError(unknown_name_message("prompt format", config.prompt_format, PROMPT_FORMATS))
-    if config.scale not in SCALES: raise ValueError(unknown_name_message("scale", config.scale, SCALES))
+        raise InputError(unknown_name_message("prompt format", config.prompt_format, PROMPT_FORMATS))
+    if config.scale not in SCALES: raise InputError(unknown_name_message("scale", config.scale, SCALES))
     if config.ablation_answers < 0:
-        raise ValueError(f"ablation_answers = {config.ablation_answers}: must be at least 0")
-    if not config.temperature > 0: raise ValueError(f"temperature = {config.temperature}: must be above 0")
+        raise InputError(f"ablation_answers = {config.ablation_answers}: must be at least 0")
+    if not config.temperature > 0: raise InputError(f"temperature = {config.temperature}: must be above 0")
     if config.answers_for_localisation > config.answers_per_prompt:
-        raise ValueError(f"answers_for_localisation = {config.answers_for_localisation}: "
+        raise InputError(f"answers_for_localisation = {config.answers_for_localisation}: "
                          f"there are only {config.answers_per_prompt} answers per prompt")
     return config
 
@@ -140,12 +140,12 @@ class Condition:
 
     def __post_init__(self):
         if self.unit_type not in UNIT_TYPES:
-            raise ValueError(unknown_name_message("unit type", self.unit_type, UNIT_TYPES))
+            raise InputError(unknown_name_message("unit type", self.unit_type, UNIT_TYPES))
         strategies = ("original", *LEARNED, *CONTROLS)
         if self.strategy not in strategies:
-            raise ValueError(unknown_name_message("strategy", self.strategy, strategies))
+            raise InputError(unknown_name_message("strategy", self.strategy, strategies))
         if (self.unit_type, self.strategy) == ("heads (ablation)", "groups-swapped"):
-            raise ValueError("ablation does not compare groups: 'groups-swapped' needs 'weights' or 'heads'")
+            raise InputError("ablation does not compare groups: 'groups-swapped' needs 'weights' or 'heads'")
 
     @property
     def label(self) -> str: return f"{self.unit_type}, {self.strategy}" # in tables and figures

@@ -14,7 +14,7 @@ from operator import and_
 
 import numpy as np, torch
 
-from ..core import unknown_name_message
+from ..core import InputError, unknown_name_message
 from ..language.generation import forward_accepts, length_batches, pad_left
 from ..language.models import LM
 from .weights import ProjectionMatrix, WeightMask, projection_matrices
@@ -28,7 +28,7 @@ def token_rows(
     "Tokenize prompts and answers."
     rows = lm.tokenizer(list(texts))["input_ids"]
     if answers is None: return rows
-    if len(answers) != len(rows): raise ValueError(f"{len(rows)} prompts but {len(answers)} answers")
+    if len(answers) != len(rows): raise InputError(f"{len(rows)} prompts but {len(answers)} answers")
     endings = lm.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
     return [row + ending for row, ending in zip(rows, endings)]
 
@@ -41,7 +41,7 @@ def padded_batches(
 ):             # yields (numbers of the rows, arguments for the model's forward)
     "Yield rows in padded batches."
     shortest = min(map(len, rows), default=0)
-    if not shortest: raise ValueError(f"{len(rows)} rows, the shortest of {shortest} tokens: nothing to read")
+    if not shortest: raise InputError(f"{len(rows)} rows, the shortest of {shortest} tokens: nothing to read")
     extra = dict(logits_to_keep=1) if forward_accepts(lm.model, "logits_to_keep") else {}
     for part in length_batches([len(row) for row in rows], batch):
         padded = pad_left([rows[i] for i in part], lm.tokenizer.pad_token_id)
@@ -85,10 +85,10 @@ def input_norms(
     finally:
         for hook in hooks: hook.remove()
     if silent := [name for name in matrices if name not in squares.sums]:
-        raise ValueError(f"{lm.name}: the model never called {silent[0]}")
+        raise InputError(f"{lm.name}: the model never called {silent[0]}")
     norms = {name: s.sqrt().cpu().numpy() for name, s in squares.sums.items()}
     if bad := [name for name, norm in norms.items() if not np.isfinite(norm).all()]:
-        raise ValueError(f"{lm.name}: {bad[0]} read infinite numbers in {lm.dtype}: "
+        raise InputError(f"{lm.name}: {bad[0]} read infinite numbers in {lm.dtype}: "
                          "load the model as float32 or bfloat16")
     return norms
 
@@ -99,7 +99,7 @@ def wanda_scores(
 ) -> torch.Tensor: # float32, in the stored shape
     "Compute the Wanda score (Sun et al., 2023) of each weight: |W| times the norm of its input."
     if len(norms) != matrix.inputs:
-        raise ValueError(f"{len(norms)} norms for the {matrix.inputs} inputs of {matrix.name}: "
+        raise InputError(f"{len(norms)} norms for the {matrix.inputs} inputs of {matrix.name}: "
                          "they come from another model")
     norm = torch.as_tensor(norms, dtype=torch.float32).to(matrix.weight.device)
     return matrix.weight.abs().float().mul_(norm[:, None] if matrix.transposed else norm)
@@ -120,7 +120,7 @@ def top_share_mask(
     share:float,         # of all weights, 0 to 1
 ) -> torch.Tensor:       # bool, flat
     "Mark the largest scores, an exact number of them, ties by position."
-    if not 0 <= share <= 1: raise ValueError(f"share {share}: a share of the weights lies between 0 and 1")
+    if not 0 <= share <= 1: raise InputError(f"share {share}: a share of the weights lies between 0 and 1")
     flat = scores.reshape(-1)
     if not (k := round(share*len(flat))): return torch.zeros_like(flat, dtype=torch.bool)
     threshold = kth_largest(flat, k)
@@ -141,7 +141,7 @@ def localise_weights(
     "Find the weights in the minority's top share and not in the majority's, matrix by matrix."
     matrices, found = projection_matrices(lm), {}
     if missing := [name for name in matrices if name not in minority_norms or name not in majority_norms]:
-        raise ValueError(f"no norms for {missing[0]}: they come from another model")
+        raise InputError(f"no norms for {missing[0]}: they come from another model")
     for name, matrix in matrices.items():
         top = top_share_mask(wanda_scores(matrix, minority_norms[name]), minority_top_share)
         top &= ~top_share_mask(wanda_scores(matrix, majority_norms[name]), majority_top_share)
@@ -158,9 +158,9 @@ def source_prompts(
     rules = {"prompt-specific": lambda other: other == key,
              "within-context": lambda other: other[0] == key[0] and other != key,
              "cross-context": lambda other: other[0] != key[0]}
-    if strategy not in rules: raise ValueError(unknown_name_message("strategy", strategy, rules))
+    if strategy not in rules: raise InputError(unknown_name_message("strategy", strategy, rules))
     found = [other for other in keys if rules[strategy](other)]
-    if not found: raise ValueError(f"{strategy} repair of {key}: no other prompts to learn from")
+    if not found: raise InputError(f"{strategy} repair of {key}: no other prompts to learn from")
     return found
 
 # %% ../../nbs/name_bias/04_localise.ipynb #c041
@@ -168,7 +168,7 @@ def intersect(
     masks, # `WeightMask`s or bool arrays
 ): # as the masks
     "Compute the intersection of drop masks."
-    if not masks: raise ValueError("no masks to intersect")
+    if not masks: raise InputError("no masks to intersect")
     return reduce(and_, masks)
 
 # %% ../../nbs/name_bias/04_localise.ipynb #c044
@@ -189,12 +189,12 @@ def name_tokens(
     spans, # (start, stop) of the name in each, in characters
 ) -> list: # token numbers per prompt
     "Find the tokens of the name in each prompt."
-    if len(spans) != len(texts): raise ValueError(f"{len(texts)} prompts but {len(spans)} spans")
+    if len(spans) != len(texts): raise InputError(f"{len(texts)} prompts but {len(spans)} spans")
     offsets = lm.tokenizer(list(texts), return_offsets_mapping=True)["offset_mapping"]
     found = []
     for text, tokens, (start, stop) in zip(texts, offsets, spans):
         found.append([i for i, (a, b) in enumerate(tokens) if max(a, start) < min(b, stop)])
-        if not found[-1]: raise ValueError(f"no token of {text!r} lies at characters {(start, stop)}")
+        if not found[-1]: raise InputError(f"no token of {text!r} lies at characters {(start, stop)}")
     return found
 
 # %% ../../nbs/name_bias/04_localise.ipynb #c050
@@ -215,7 +215,7 @@ def name_attention(
         for part, inputs in padded_batches(lm, rows, batch=batch):
             layers = lm.model(**inputs, output_attentions=True).attentions # per layer (rows, heads, from, to)
             if not layers or layers[0] is None:
-                raise ValueError(f"{type(lm.model).__name__} does not return its attention weights: "
+                raise InputError(f"{type(lm.model).__name__} does not return its attention weights: "
                                  "load it with attn_implementation='eager'")
             for row, i in enumerate(part):
                 padding = inputs["input_ids"].shape[1] - len(rows[i])
@@ -231,7 +231,7 @@ def top_heads(
     n:int,   # heads to choose
 ) -> np.ndarray: # bool, shape (heads,)
     "Choose the heads with the largest values, ties by position."
-    if not 0 <= n <= len(values): raise ValueError(f"{n} heads were asked for, there are {len(values)}")
+    if not 0 <= n <= len(values): raise InputError(f"{n} heads were asked for, there are {len(values)}")
     chosen = np.zeros(len(values), bool)
     chosen[np.argsort(-np.asarray(values), kind="stable")[:n]] = True
     return chosen

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 from scipy.stats import norm, wasserstein_distance
 
+from ..core import InputError
+
 # %% ../../nbs/name_bias/02_smd.ipynb #c005
 def smd(
     values,      # answers as numbers, nan = no number, shape (answers,)
@@ -121,7 +123,7 @@ def inlier_bounds(
     "Find the range of reasonable answers."
     values = np.asarray(values, float)
     if np.isnan(values).all():
-        raise ValueError(f"none of {len(values)} answers of the unpruned model holds a number: "
+        raise InputError(f"none of {len(values)} answers of the unpruned model holds a number: "
                          "nothing to compare with")
     levels = [(1 - share)/2, (1 + share)/2]
     low, high = np.nanquantile(values, levels, method="inverted_cdf") # answers that were given

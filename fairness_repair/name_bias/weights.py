@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..core import InputError
 from ..language.heads import find_blocks, find_output_projections, head_width
 from ..language.models import LM, no_progress_bars
 
@@ -71,7 +72,7 @@ def check_block_parts(
     counts = {part: parts.count(part) for part in dict.fromkeys([*needed, *parts])}
     wrong = [f"{n} called {part}" for part, n in counts.items() if n != 1]
     if wrong:
-        raise ValueError(f"{where} needs one matrix for each of {', '.join(needed)}, "
+        raise InputError(f"{where} needs one matrix for each of {', '.join(needed)}, "
                          f"but has {', '.join(wrong)}")
 
 # %% ../../nbs/name_bias/03_weights.ipynb #c013
@@ -85,10 +86,10 @@ def check_prunable(
     for matrix in matrices:
         weight = matrix.module.weight
         if len(names := owners[id(weight)]) > 1:
-            raise ValueError(f"{' and '.join(names)} are one weight in memory: untie them (clone one) "
+            raise InputError(f"{' and '.join(names)} are one weight in memory: untie them (clone one) "
                              "before single weights are pruned")
         if not (weight.is_floating_point() and weight.is_contiguous()):
-            raise ValueError(f"{matrix.name} keeps its weight packed or strided ({weight.dtype}): "
+            raise InputError(f"{matrix.name} keeps its weight packed or strided ({weight.dtype}): "
                              "load the model as float32, bfloat16 or float16")
 
 # %% ../../nbs/name_bias/03_weights.ipynb #c014
@@ -117,12 +118,12 @@ def to_positions(
     "Convert positions in one matrix to a sorted set."
     found = np.asarray(positions)
     if len(found) and found.dtype.kind not in "iu":
-        raise ValueError(f"{name}: positions are integers, not {found.dtype}")
+        raise InputError(f"{name}: positions are integers, not {found.dtype}")
     found = found.astype(np.int64, copy=False)
     if not (found[1:] > found[:-1]).all(): found = np.unique(found)
     if len(found) and not (0 <= found[0] and found[-1] < size):
         wrong = found[0] if found[0] < 0 else found[-1]
-        raise ValueError(f"{name} has weights 0 to {size - 1}, not {wrong}")
+        raise InputError(f"{name} has weights 0 to {size - 1}, not {wrong}")
     return found
 
 # %% ../../nbs/name_bias/03_weights.ipynb #c020
@@ -134,7 +135,7 @@ class WeightMask:
     ):
         indices = indices or {}
         if wrong := [name for name in indices if name not in shapes]:
-            raise ValueError(f"no matrix {wrong[0]!r} among {', '.join(list(shapes)[:8])}, ...")
+            raise InputError(f"no matrix {wrong[0]!r} among {', '.join(list(shapes)[:8])}, ...")
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.indices = {name: to_positions(name, indices.get(name, ()), math.prod(shape))
                         for name, shape in self.shapes.items()}
@@ -167,7 +168,7 @@ def combine_masks(
 ) -> WeightMask:
     "Combine two masks matrix by matrix."
     if a.shapes != b.shapes:
-        raise ValueError(f"masks of two models: one over {len(a.shapes)} matrices with {a.total} weights, "
+        raise InputError(f"masks of two models: one over {len(a.shapes)} matrices with {a.total} weights, "
                          f"one over {len(b.shapes)} with {b.total}")
     return WeightMask(a.shapes, {name: choose(a.indices[name], b.indices[name], math.prod(shape))
                                  for name, shape in a.shapes.items()})
@@ -228,7 +229,7 @@ def matrices_of_mask(
     shapes = {name: matrix.shape for name, matrix in matrices.items()}
     if shapes != mask.shapes:
         total = sum(map(math.prod, shapes.values()))
-        raise ValueError(f"a mask over {len(mask.shapes)} matrices with {mask.total} weights does not fit "
+        raise InputError(f"a mask over {len(mask.shapes)} matrices with {mask.total} weights does not fit "
                          f"{lm.name}: {len(shapes)} with {total}")
     return matrices
 
@@ -294,6 +295,6 @@ def load_mask(
     "Load the mask of a repaired model."
     path = Path(folder)/"mask.json"
     if not path.exists():
-        raise ValueError(f"no {path.name} in {folder}: not a folder that save_pruned has finished")
+        raise InputError(f"no {path.name} in {folder}: not a folder that save_pruned has finished")
     shapes = json.loads(path.read_text(encoding="utf-8"))["shapes"]
     return WeightMask(shapes, load_file(path.with_suffix(".safetensors")))

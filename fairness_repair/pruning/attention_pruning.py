@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np, pandas as pd
 
+from ..core import InputError
 from ..search import anneal, random_search
 from ..states import SearchSpace
 from .surrogate_annealing import anneal_surrogates
@@ -28,9 +29,9 @@ def relative_cost(
 ) -> np.ndarray: # 1 for the original model
     "Compute epsilon * bias + (1 - epsilon) * perplexity, each relative to the original model."
     if not 0 <= epsilon <= 1:
-        raise ValueError(f"epsilon = {epsilon}: the weight of fairness lies between 0 and 1")
+        raise InputError(f"epsilon = {epsilon}: the weight of fairness lies between 0 and 1")
     if not original["bias"] > 0:
-        raise ValueError(f"the original model's bias is {original['bias']}: there is nothing to repair")
+        raise InputError(f"the original model's bias is {original['bias']}: there is nothing to repair")
     b, p = np.asarray(bias)/original["bias"], np.asarray(perplexity)/original["perplexity"]
     with np.errstate(invalid="ignore"):
         return epsilon*b + (1 - epsilon)*p + PERPLEXITY_PENALTY*np.maximum(0, p - limit)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np, pandas as pd, torch
 from transformers.pytorch_utils import Conv1D
 
-from ..core import unknown_name_message
+from ..core import InputError, unknown_name_message
 from .fasp import check_scores
 from ..language.heads import attention_output_projections
 from ..language.models import LM
@@ -93,7 +93,7 @@ def head_square_sums(
     if isinstance(parts.get("c_attn"), Conv1D): return per_head(parts["c_attn"]).split(n_heads)
     if "query_key_value" in parts and len(found := per_head(parts["query_key_value"])) == 3*n_heads:
         return found.view(n_heads, 3).T
-    raise ValueError(f"{type(attention).__name__}: no query, key and value weights in a known place "
+    raise InputError(f"{type(attention).__name__}: no query, key and value weights in a known place "
                      f"(q_proj, k_proj, v_proj; c_attn of GPT-2; query_key_value with {3*n_heads} slices): "
                      "leave magnitude out")
 
@@ -127,10 +127,10 @@ def rank_heads(
 ) -> np.ndarray: # indices of heads, the first to be dropped first, without protected heads
     "Order heads as a method drops them."
     if method not in REQUIRED_SCORES:
-        raise ValueError(unknown_name_message("method", method, REQUIRED_SCORES))
+        raise InputError(unknown_name_message("method", method, REQUIRED_SCORES))
     needed = REQUIRED_SCORES[method]
     if missing := [c for c in needed if c not in scores]:
-        raise ValueError(f"{method} needs the column {missing[0]!r}; the table has {', '.join(scores)}")
+        raise InputError(f"{method} needs the column {missing[0]!r}; the table has {', '.join(scores)}")
     n = len(scores)
     if method == "random": return np.random.default_rng(rng).permutation(n)
     if method != "FASP": return np.argsort(scores[needed[0]].to_numpy(), kind="stable")
@@ -145,9 +145,9 @@ def mask_top_share(
     n:int,       # heads
 ) -> np.ndarray: # state, bool, shape (n,)
     "Drop the first heads of an order."
-    if not 0 <= alpha <= 1: raise ValueError(f"alpha = {alpha}: a share of heads lies between 0 and 1")
+    if not 0 <= alpha <= 1: raise InputError(f"alpha = {alpha}: a share of heads lies between 0 and 1")
     if (k := int(alpha*n)) > len(order):
-        raise ValueError(f"alpha = {alpha} asks for {k} heads, the method offers {len(order)} of {n}: "
+        raise InputError(f"alpha = {alpha} asks for {k} heads, the method offers {len(order)} of {n}: "
                          "lower alpha or gamma")
     state = np.zeros(n, bool)
     state[order[:k]] = True

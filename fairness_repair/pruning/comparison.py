@@ -10,6 +10,7 @@ __all__ = ['prediction_errors', 'top_k_regret', 'bias_variance', 'learning_curve
 import numpy as np, pandas as pd
 from scipy.stats import spearmanr
 
+from ..core import InputError
 from ..language.evaluator import Evaluator
 from ..metrics import bias_change_test, ci_half_width, group_disparities
 from .surrogates import Scaling, make_surrogate
@@ -70,7 +71,7 @@ def learning_curve(
         order = np.random.default_rng(seed).permutation(len(states))
         for size in sizes:
             if size > len(states):
-                raise ValueError(f"size {size}: there are only {len(states)} states to learn from")
+                raise InputError(f"size {size}: there are only {len(states)} states to learn from")
             learned = order[:size]
             for family in families:
                 surrogate = make_surrogate(family, scaling, seed=seed).fit(states[learned], y[learned])

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 
-from ..core import paths, unknown_name_message
+from ..core import InputError, paths, unknown_name_message
 from ..language.evaluator import Evaluator
 from ..language.model_metrics import NextTokenToxicity, SampledToxicity, TextPerplexity
 from ..language.models import LM, MODELS_WITH_PROMPTS
@@ -69,13 +69,13 @@ def make_config(
     highest = dict(epsilon=1, protected_share=.9, min_dropped_share=1, max_dropped_share=1)
     for name, high in highest.items():
         if not 0 <= (value := getattr(config, name)) <= high:
-            raise ValueError(f"{name} = {value}: needs a number from 0 to {high}")
-    if config.seeds < 1: raise ValueError(f"seeds = {config.seeds}: needs at least one")
+            raise InputError(f"{name} = {value}: needs a number from 0 to {high}")
+    if config.seeds < 1: raise InputError(f"seeds = {config.seeds}: needs at least one")
     if config.min_dropped_share > config.max_dropped_share:
-        raise ValueError(f"min_dropped_share = {config.min_dropped_share} (n_l) is above "
+        raise InputError(f"min_dropped_share = {config.min_dropped_share} (n_l) is above "
                          f"max_dropped_share = {config.max_dropped_share} (n_u)")
     if config.budget <= (needed := config.n_candidates + 10):
-        raise ValueError(f"budget = {config.budget}: needs more than {needed} states: {config.n_candidates} "
+        raise InputError(f"budget = {config.budget}: needs more than {needed} states: {config.n_candidates} "
                          "for verification and at least 10 to learn from")
     return config
 
@@ -127,7 +127,7 @@ def published_config(
 ) -> ExperimentConfig: # with defaults in `UNPUBLISHED_FIELDS`
     "Return the paper's settings of one of its models."
     if model not in PAPER_MODELS:
-        raise ValueError(unknown_name_message("model of the paper", model, PAPER_MODELS))
+        raise InputError(unknown_name_message("model of the paper", model, PAPER_MODELS))
     row = pd.read_csv(paths.data/"paper"/"ap_rq2.csv").set_index("model").loc[PAPER_MODELS[model]]
     dtype = "float32" if row["heads"] < 400 else "float16" if "gpt-j" in model else "bfloat16"
     return ExperimentConfig(

@@ -8,6 +8,8 @@ __all__ = ['ALPHAS', 'GAMMAS', 'single_head_states', 'check_scores', 'fasp', 'fa
 # %% ../../nbs/pruning/02_fasp.ipynb #c002
 import numpy as np
 
+from ..core import InputError
+
 # %% ../../nbs/pruning/02_fasp.ipynb #c005
 def single_head_states(
     n:int,  # heads
@@ -22,10 +24,10 @@ def check_scores(
     "Refuse scores from which no heads can be chosen."
     bias, ppl = np.asarray(bias_without, float), np.asarray(ppl_without, float)
     if bias.shape != ppl.shape or bias.ndim != 1:
-        raise ValueError(f"bias of shape {bias.shape} and perplexity of shape {ppl.shape}: "
+        raise InputError(f"bias of shape {bias.shape} and perplexity of shape {ppl.shape}: "
                          "give one number per head in both")
     if (bad := np.isnan(bias) | np.isnan(ppl)).any():
-        raise ValueError(f"head {bad.argmax()} has no score (NaN): "
+        raise InputError(f"head {bad.argmax()} has no score (NaN): "
                          "measure it, or give it an infinite bias to keep it")
     return bias, ppl
 
@@ -41,12 +43,12 @@ def fasp(
     "Drop the heads without which bias is lowest, except the protected ones."
     (bias, ppl), n = check_scores(bias_without, ppl_without), len(bias_without)
     for name, share in (("alpha", alpha), ("gamma", gamma)):
-        if not 0 <= share <= 1: raise ValueError(f"{name} = {share}: a share of heads lies between 0 and 1")
-    if ties not in ("index", "paper"): raise ValueError(f"ties {ties!r}: use 'index' or 'paper'")
+        if not 0 <= share <= 1: raise InputError(f"{name} = {share}: a share of heads lies between 0 and 1")
+    if ties not in ("index", "paper"): raise InputError(f"ties {ties!r}: use 'index' or 'paper'")
     n_dropped, pool = int(alpha*n), np.argsort(ppl, kind="stable")[:n - int(gamma*n)]
     if ties == "paper" and len(pool): pool = np.flatnonzero(ppl <= ppl[pool[-1]])
     if n_dropped > len(pool):
-        raise ValueError(f"alpha = {alpha} asks for {n_dropped} heads, gamma = {gamma} leaves {len(pool)} "
+        raise InputError(f"alpha = {alpha} asks for {n_dropped} heads, gamma = {gamma} leaves {len(pool)} "
                          f"of {n}: lower one of them")
     order, state = pool[np.lexsort((pool, bias[pool]))], np.zeros(n, bool)
     state[order[:n_dropped]] = True

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
 
-from ..core import fetch, slug, unknown_name_message
+from ..core import InputError, fetch, slug, unknown_name_message
 from .fasp import single_head_states
 from ..language.models import MODELS_WITH_PROMPTS
 from ..toy_models.exact_table import load_exact_table
@@ -32,7 +32,7 @@ def published_name(
     "Find a published model by its name."
     known = {name.lower(): name for name in HUB_IDS}
     if (found := known.get(slug(model).lower())) is None:
-        raise ValueError(unknown_name_message("published model", model, [*HUB_IDS, *MODELS_WITH_PROMPTS]))
+        raise InputError(unknown_name_message("published model", model, [*HUB_IDS, *MODELS_WITH_PROMPTS]))
     return found
 
 # %% ../../nbs/pruning/05_published_scores.ipynb #c008
@@ -63,7 +63,7 @@ def read_contributions(
     axes = {k: k.removeprefix("cont_to_").removesuffix("_bias") for k in entry if k.endswith("_bias")}
     columns |= {k: SHORT_AXES.get(axis, axis) for k, axis in axes.items()}
     table = pd.DataFrame({name: entry[k] for k, name in columns.items() if k in entry})
-    if len(table) != n: raise ValueError(f"{model} has {n} heads, the file has {len(table)} rows for it")
+    if len(table) != n: raise InputError(f"{model} has {n} heads, the file has {len(table)} rows for it")
     return HeadScores(model, shape["num_layers"], shape["num_heads"], table)
 
 # %% ../../nbs/pruning/05_published_scores.ipynb #c013
@@ -100,7 +100,7 @@ def read_seeds(
     "Read one measurement per head and seed."
     rows = pd.read_csv(path)
     rows = rows[(rows["Group"] == resolve_axis(axis, rows["Group"].unique())) & (rows["Split"] == split)]
-    if rows.empty: raise ValueError(f"no rows of the {split} split for axis {axis!r}: use split='valid'")
+    if rows.empty: raise InputError(f"no rows of the {split} split for axis {axis!r}: use split='valid'")
     rows = rows.assign(head=rows["Head id"].astype(int) - 1)
     table = rows.pivot(index="head", columns="Seed", values=column)
     return table.reindex(range(heads)).rename(columns="seed {}".format).rename_axis(columns=None)
@@ -113,7 +113,7 @@ def published_seeds(
 ) -> pd.DataFrame: # heads x seeds
     "Return the published runs of a model, one column per seed."
     if (name := published_name(model)) not in MODELS_WITH_SEEDS:
-        raise ValueError(f"no scores per seed for {name}: "
+        raise InputError(f"no scores per seed for {name}: "
                          f"they were published for {', '.join(MODELS_WITH_SEEDS)}")
     n_heads = len(published_scores(name).table)
     file = fetch(f"fasp_reference/head_scores_{HUB_IDS[name].replace('/', '_')}.csv")

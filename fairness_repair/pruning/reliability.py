@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 from scipy import stats
 
+from ..core import InputError
 from ..metrics import group_disparity, noise_corrected_bias
 
 # %% ../../nbs/pruning/06_reliability.ipynb #c005
@@ -21,11 +22,11 @@ def drop_incomplete(
     "Keep the heads that every seed has measured."
     scores = np.asarray(scores, float)
     if scores.ndim != 2 or scores.shape[1] < 2:
-        raise ValueError(f"scores of shape {scores.shape}: "
+        raise InputError(f"scores of shape {scores.shape}: "
                          "agreement needs heads x seeds with at least two seeds")
     found = scores[np.isfinite(scores).all(1)]
     if len(found) < 3:
-        raise ValueError(f"{len(found)} heads have all {scores.shape[1]} seeds: "
+        raise InputError(f"{len(found)} heads have all {scores.shape[1]} seeds: "
                          "agreement needs at least three")
     return found
 
@@ -105,7 +106,7 @@ def overlap(
         small, large = sorted((int(a.sum()), int(b.sum())))
         both = int((a & b).sum())
         if not 0 < large <= pool:
-            raise ValueError(f"choices of {small} and {large} heads from {pool}: "
+            raise InputError(f"choices of {small} and {large} heads from {pool}: "
                              "each must hold at least one head and fit the pool")
         p = float(stats.hypergeom.sf(both - 1, pool, large, small))
         rows.append((f"{i + 1}-{j + 1}", both/small, large/pool, p))

@@ -12,7 +12,7 @@ from .active_search import active_network_search, active_search, measured_geneti
 from .attention_pruning import (Objective, measured_annealing, measured_random,
                                                        surrogate_search)
 from .fasp import fasp_search
-from ..core import unknown_name_message
+from ..core import InputError, unknown_name_message
 from ..states import SearchSpace, state_from_hex, state_to_hex
 
 # %% ../../nbs/pruning/09_search_methods.ipynb #c005
@@ -25,7 +25,7 @@ def find_search_method(
 ):            # function of objective, space, budget, n_candidates, seed
     "Return a search method by name."
     if name not in SEARCH_METHODS:
-        raise ValueError(unknown_name_message("search method", name, SEARCH_METHODS))
+        raise InputError(unknown_name_message("search method", name, SEARCH_METHODS))
     return SEARCH_METHODS[name]
 
 # %% ../../nbs/pruning/09_search_methods.ipynb #c009
@@ -42,7 +42,7 @@ def propose(
     "Return a method's candidates, searched for now or read from the store."
     search = find_search_method(method)
     if search_states is not None and method != "AP":
-        raise ValueError(f"search_states = {search_states}: only AP searches predicted costs; "
+        raise InputError(f"search_states = {search_states}: only AP searches predicted costs; "
                          f"leave it out for {method}")
     extra = {} if search_states is None else dict(search_states=search_states)
     question = dict(

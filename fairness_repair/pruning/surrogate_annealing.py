@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from ..core import pick_device
+from ..core import InputError, pick_device
 from ..search import BudgetedCost, SearchResult, run_search, log_cooling
 from ..states import SearchSpace, states_from_uniforms
 from .surrogates import PERPLEXITY_PENALTY, MLPSurrogate
@@ -52,10 +52,10 @@ def surrogate_arrays(
     "Lay out a surrogate as arrays."
     other = "`search.anneal` takes any surrogate"
     if type(surrogate) is not MLPSurrogate:
-        raise ValueError(f"{type(surrogate).__name__}: fast annealing takes MLPSurrogates; {other}")
+        raise InputError(f"{type(surrogate).__name__}: fast annealing takes MLPSurrogates; {other}")
     check_is_fitted(surrogate)
     if len(surrogate.layers_) != 3:
-        raise ValueError(f"hidden = {surrogate.hidden}: fast annealing needs two hidden layers; {other}")
+        raise InputError(f"hidden = {surrogate.hidden}: fast annealing needs two hidden layers; {other}")
     weights, (w, b), (last, end) = surrogate.layers_[0], *surrogate.layers_[1:]
     first, start = round_to_grid(*weights)
     s = surrogate.scaling_
@@ -454,12 +454,12 @@ def anneal_surrogates(
 ) -> SearchResult:
     "Anneal two surrogates (Attention Pruning, Algorithm 2)."
     if space.min_dropped == space.max_dropped:
-        raise ValueError(f"n_l = n_u = {space.min_dropped}: annealing flips one unit at a time; "
+        raise InputError(f"n_l = n_u = {space.min_dropped}: annealing flips one unit at a time; "
                          "widen the bounds")
     nets = surrogate_arrays(surrogates.bias), surrogate_arrays(surrogates.perplexity)
     rngs = np.random.default_rng(rng).spawn(chains)
     if (n := len(nets[0].first)) != space.n:
-        raise ValueError(f"the surrogates read states of {n} units, the space has {space.n}")
+        raise InputError(f"the surrogates read states of {n} units, the space has {space.n}")
     w, original = surrogates.cost_settings, surrogates.original
     rule = tuple(float(x) for x in (w["epsilon"], w["limit"], original["bias"], original["perplexity"]))
     kind, where = (CompiledGroup, {}) if device is None else (TensorGroup, dict(device=pick_device(device)))

@@ -16,7 +16,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..core import unknown_name_message
+from ..core import InputError, unknown_name_message
 
 # %% ../../nbs/pruning/00_surrogates.ipynb #c005
 PERPLEXITY_PENALTY = 2. # cost of each unit of perplexity ratio above the limit, measured or predicted
@@ -32,7 +32,7 @@ class Scaling:
     ):
         y = np.asarray(y, float)
         if not np.isfinite(y).any():
-            raise ValueError("every measured value is infinite or undefined: all sampled states break the "
+            raise InputError("every measured value is infinite or undefined: all sampled states break the "
                              "model; drop fewer heads")
         self.cap = np.quantile(y[np.isfinite(y)], self.max_quantile)
         y = self._clip(y)
@@ -96,7 +96,7 @@ def _check_states(
 ):
     "Refuse too few states."
     if len(states) < 10:
-        raise ValueError(f"{len(states)} measured states are too few to train a surrogate: "
+        raise InputError(f"{len(states)} measured states are too few to train a surrogate: "
                          "measure at least 10")
 
 @patch
@@ -285,5 +285,5 @@ def make_surrogate(
 ) -> BaseEstimator: # not fitted yet
     "Make a surrogate by name."
     if family not in SURROGATE_FAMILIES:
-        raise ValueError(unknown_name_message("surrogate", family, SURROGATE_FAMILIES))
+        raise InputError(unknown_name_message("surrogate", family, SURROGATE_FAMILIES))
     return SURROGATE_FAMILIES[family](scaling, seed)

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch
 from torch import nn
 from tqdm import tqdm
 
-from ..core import fetch, paths, registry, unknown_name_message
+from ..core import InputError, fetch, paths, registry, unknown_name_message
 
 # %% ../../nbs/tabular/01_networks.ipynb #c005
 def make_mlp(
@@ -115,10 +115,10 @@ def train(
     "Train a network and keep its best epoch."
     if isinstance(recipe, str):
         if recipe not in TRAINING_RECIPES:
-            raise KeyError(unknown_name_message("recipe", recipe, TRAINING_RECIPES))
+            raise InputError(unknown_name_message("recipe", recipe, TRAINING_RECIPES))
         recipe = TRAINING_RECIPES[recipe]
     epochs, patience = recipe.epochs if epochs is None else epochs, patience or recipe.patience or np.inf
-    if epochs < 1: raise ValueError(f"epochs = {epochs}: needs at least 1")
+    if epochs < 1: raise InputError(f"epochs = {epochs}: needs at least 1")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = make_mlp([table.X.shape[1], *recipe.hidden, 1], recipe.dropout)
@@ -156,7 +156,7 @@ def list_authors_networks(
     files = [name for name in registry() if name.startswith("neufair_models/")]
     known = sorted({name.split("/")[1] for name in files})
     if dataset not in known:
-        raise KeyError(unknown_name_message("data set with networks of the authors", dataset, known))
+        raise InputError(unknown_name_message("data set with networks of the authors", dataset, known))
     rows = []
     for file in files:
         if file.split("/")[1] != dataset: continue
@@ -194,9 +194,9 @@ def load_authors_network(
     "Load a network that NeuFair's authors trained."
     found = list_authors_networks(dataset)
     same = found[found["seed"] == seed].sort_values("f1", ascending=False)
-    if not len(same): raise KeyError(unknown_name_message(f"seed of {dataset}", seed, found["seed"].unique()))
+    if not len(same): raise InputError(unknown_name_message(f"seed of {dataset}", seed, found["seed"].unique()))
     if dropout is not None: same = same[same["dropout"] == dropout]
-    if not len(same): raise ValueError(f"{dataset} has no network of seed {seed} with dropout {dropout}")
+    if not len(same): raise InputError(f"{dataset} has no network of seed {seed} with dropout {dropout}")
     record = same.iloc[0].to_dict()
     _unpack_networks()
     return from_state_dict(torch.load(fetch(record["file"]), weights_only=True), record["dropout"]), record
@@ -224,12 +224,12 @@ def _linear_layers(network): # in order
     for name, m in leaves:
         if not isinstance(m, _supported):
             known = ", ".join(c.__name__ for c in _supported)
-            raise ValueError(f"module {name or 'network'!r} is {type(m).__name__}: supported are {known}")
+            raise InputError(f"module {name or 'network'!r} is {type(m).__name__}: supported are {known}")
     linear = [m for _, m in leaves if isinstance(m, nn.Linear)]
     if len(linear) < 2:
-        raise ValueError(f"{len(linear)} linear layers: without a hidden layer there is no neuron to drop")
+        raise InputError(f"{len(linear)} linear layers: without a hidden layer there is no neuron to drop")
     if linear[-1].out_features != 1:
-        raise ValueError(f"the last layer has {linear[-1].out_features} outputs: "
+        raise InputError(f"the last layer has {linear[-1].out_features} outputs: "
                          "needs one logit (of the positive class)")
     return linear
 
@@ -244,7 +244,7 @@ def as_layers(
     linear = _linear_layers(network)
     n_inputs = linear[0].in_features
     if table is not None and n_inputs != table.X.shape[1]:
-        raise ValueError(f"the network reads {n_inputs} features, {table.name} has {table.X.shape[1]}: "
+        raise InputError(f"the network reads {n_inputs} features, {table.name} has {table.X.shape[1]}: "
                          "they must be the same columns in the same order")
     weights = [m.weight.detach().numpy().copy() for m in linear]
     zeros = lambda m: np.zeros(m.out_features, np.float32)
@@ -260,7 +260,7 @@ def _check_chain(network, weights, biases):
     expected, found = (h @ weights[-1].T + biases[-1])[:, 0], _logits(network, X)
     tolerance = 1e-4*max(1, np.abs(expected).max())
     if len(found) != len(X) or not np.allclose(found, expected, rtol=1e-4, atol=tolerance):
-        raise ValueError(
+        raise InputError(
             f"{type(network).__name__} computes something else than its linear layers with ReLU between: "
             "remove what its forward adds (a final sigmoid, skip connections, other activations)")
 
@@ -274,12 +274,12 @@ def apply_drop_mask(
     drop_mode:str="zero_output", # output of a dropped neuron: 0, or with "keep_bias" relu(bias)
 ) -> nn.Module:        # a copy, in eval mode
     "Drop neurons by zeroing their weights."
-    if drop_mode not in DROP_MODES: raise ValueError(unknown_name_message("drop_mode", drop_mode, DROP_MODES))
+    if drop_mode not in DROP_MODES: raise InputError(unknown_name_message("drop_mode", drop_mode, DROP_MODES))
     found, drop_mask = copy.deepcopy(network).eval(), np.asarray(drop_mask, bool)
     hidden = _linear_layers(found)[:-1]
     sizes = [m.out_features for m in hidden]
     if drop_mask.shape != (sum(sizes),):
-        raise ValueError(f"drop_mask has shape {drop_mask.shape}, the network {sum(sizes)} hidden neurons: "
+        raise InputError(f"drop_mask has shape {drop_mask.shape}, the network {sum(sizes)} hidden neurons: "
                          f"needs ({sum(sizes)},)")
     with torch.no_grad():
         for m, dropped in zip(hidden, np.split(drop_mask, np.cumsum(sizes)[:-1])):

@@ -18,7 +18,7 @@ import numpy as np, pandas as pd
 
 from threadpoolctl import threadpool_limits
 
-from ..core import Budget, git_commit, hardware, unknown_name_message
+from ..core import Budget, InputError, git_commit, hardware, unknown_name_message
 from .fairness_metrics import compute_metrics
 from .incremental import anneal_incremental
 from .networks import TRAINING_RECIPES, as_layers, list_authors_networks, load_authors_network, train
@@ -94,7 +94,7 @@ def get_strategy(
     name:str, # one of `STRATEGIES`
 ) -> RepairStrategy:
     "Look up a strategy."
-    if name not in STRATEGIES: raise ValueError(unknown_name_message("strategy", name, STRATEGIES))
+    if name not in STRATEGIES: raise InputError(unknown_name_message("strategy", name, STRATEGIES))
     return STRATEGIES[name]
 
 # %% ../../nbs/tabular/05_neufair.ipynb #c020
@@ -196,7 +196,7 @@ def network_configs(
     "Select the networks of an experiment; the authors' are those of the paper's first table."
     if networks in TRAINING_RECIPES: return [dict(seed=seed) for seed in range(seeds)]
     if networks != "authors":
-        raise ValueError(unknown_name_message("networks", networks, ["authors", *TRAINING_RECIPES]))
+        raise InputError(unknown_name_message("networks", networks, ["authors", *TRAINING_RECIPES]))
     rows = list_authors_networks(dataset).query("in_rq1")
     twice = rows["seed"].duplicated(keep=False)
     return [dict(seed=int(seed)) | (dict(dropout=float(dropout)) if two else {})
@@ -207,7 +207,7 @@ def first_attribute(
 ) -> str:        # e.g. "sex"
     "Return the protected attribute that the paper names first."
     if dataset not in DATA_SETS:
-        raise ValueError(unknown_name_message("data set", dataset, [*DATA_SETS, "all"]))
+        raise InputError(unknown_name_message("data set", dataset, [*DATA_SETS, "all"]))
     return next(attribute for name, attribute in PAPER_SETTINGS if name == dataset.split("-")[0])
 
 # %% ../../nbs/tabular/05_neufair.ipynb #c032a

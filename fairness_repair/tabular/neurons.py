@@ -10,7 +10,7 @@ __all__ = ['PENALTY_SHAPES', 'PrunableMLP', 'preactivations', 'forward_logits', 
 from dataclasses import dataclass
 import numpy as np
 
-from ..core import unknown_name_message
+from ..core import InputError, unknown_name_message
 from .fairness_metrics import FAIRNESS_METRICS, count_by_group_label, f1_score, group_label_codes
 from .networks import DROP_MODES
 
@@ -27,7 +27,7 @@ class PrunableMLP:
         drop_mode:str="zero_output", # output of a dropped neuron: 0, or with "keep_bias" relu(bias)
     ):
         if drop_mode not in DROP_MODES:
-            raise ValueError(unknown_name_message("drop_mode", drop_mode, DROP_MODES))
+            raise InputError(unknown_name_message("drop_mode", drop_mode, DROP_MODES))
         self.weights = [np.asarray(w, np.float32) for w in weights]
         self.biases = [np.asarray(b, np.float32) for b in biases]
         self.drop_mode, self.n_groups = drop_mode, int(np.max(group)) + 1
@@ -108,12 +108,12 @@ def check_cost_settings(
 ):
     "Refuse settings that give no cost."
     if metric not in FAIRNESS_METRICS:
-        raise ValueError(unknown_name_message("metric", metric, FAIRNESS_METRICS))
+        raise InputError(unknown_name_message("metric", metric, FAIRNESS_METRICS))
     if penalty_shape not in PENALTY_SHAPES:
-        raise ValueError(unknown_name_message("penalty_shape", penalty_shape, PENALTY_SHAPES))
+        raise InputError(unknown_name_message("penalty_shape", penalty_shape, PENALTY_SHAPES))
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold = {threshold}: the share of F1 that must remain lies in (0, 1]")
-    if not penalty >= 0: raise ValueError(f"penalty = {penalty}: must not be negative")
+        raise InputError(f"threshold = {threshold}: the share of F1 that must remain lies in (0, 1]")
+    if not penalty >= 0: raise InputError(f"penalty = {penalty}: must not be negative")
 
 # %% ../../nbs/tabular/03_neurons.ipynb #c017a
 def make_cost(
@@ -130,6 +130,6 @@ def make_cost(
     original = count_positives(mlp, [np.zeros(mlp.n, bool)])[0]
     if reference_f1 is None: reference_f1 = float(f1_score(original, mlp.totals))
     if not reference_f1:
-        raise ValueError("the unmodified network predicts no positive row correctly (F1 = 0): train it first")
+        raise InputError("the unmodified network predicts no positive row correctly (F1 = 0): train it first")
     unfairness = max(.001, float(FAIRNESS_METRICS[metric](original, mlp.totals)))
     return Cost(unfairness, threshold*reference_f1, metric, float(penalty), penalty_shape)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import minmax_scale
-from ..core import fetch, paths, unknown_name_message
+from ..core import InputError, fetch, paths, unknown_name_message
 
 # %% ../../nbs/tabular/00_tables.ipynb #c005
 def split_rows(
@@ -25,10 +25,10 @@ def split_rows(
     shares=(.6, .2, .2), # of train, val and test
 ) -> dict: # "train", "val", "test" -> row numbers, int64
     "Split rows at random, as the papers do."
-    if n < 10: raise ValueError(f"{n} rows are too few to split into train, val and test: give at least 10")
+    if n < 10: raise InputError(f"{n} rows are too few to split into train, val and test: give at least 10")
     if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
-        raise ValueError(f"shares = {shares}: needs three numbers above 0 that add up to 1")
-    if not 0 <= seed <= 2**32 - 2: raise ValueError(f"seed = {seed}: needs 0 <= seed <= {2**32 - 2}")
+        raise InputError(f"shares = {shares}: needs three numbers above 0 that add up to 1")
+    if not 0 <= seed <= 2**32 - 2: raise InputError(f"seed = {seed}: needs 0 <= seed <= {2**32 - 2}")
     train_val, test = train_test_split(np.arange(n), test_size=shares[2], random_state=seed)
     val_share = shares[1]/(shares[0] + shares[1])
     train, val = train_test_split(train_val, test_size=val_share, random_state=seed + 1)
@@ -58,7 +58,7 @@ class Table:
     def split(self, name:str) -> tuple: # X, y and group
         "Return the rows of one split: \"train\", \"val\" or \"test\"."
         if name not in self.split_indices:
-            raise KeyError(unknown_name_message("split", name, self.split_indices))
+            raise InputError(unknown_name_message("split", name, self.split_indices))
         rows = self.split_indices[name]
         return self.X[rows], self.y[rows], self.group[rows]
 
@@ -82,16 +82,16 @@ def _check_table(table):
     "Refuse arrays from which no rate can be computed."
     n, groups = len(table.X), table.group_names
     if table.X.ndim != 2 or not len(table.y) == len(table.group) == n:
-        raise ValueError(f"X {table.X.shape}, y {table.y.shape}, group {table.group.shape}: "
+        raise InputError(f"X {table.X.shape}, y {table.y.shape}, group {table.group.shape}: "
                          "needs one row of X, one label and one group per row")
     if not np.isfinite(table.X).all():
         n_bad = int((~np.isfinite(table.X)).any(1).sum())
-        raise ValueError(f"X has NaN or infinity in {n_bad} rows: fill or drop them")
+        raise InputError(f"X has NaN or infinity in {n_bad} rows: fill or drop them")
     if not np.isin(table.y, (0, 1)).all():
-        raise ValueError(f"y has the values {np.unique(table.y)[:5].tolist()}: needs 0 and 1")
-    if len(groups) < 2: raise ValueError(f"only one group, {list(groups)}: fairness compares at least two")
+        raise InputError(f"y has the values {np.unique(table.y)[:5].tolist()}: needs 0 and 1")
+    if len(groups) < 2: raise InputError(f"only one group, {list(groups)}: fairness compares at least two")
     if not -1 <= table.group.min() <= table.group.max() < len(groups):
-        raise ValueError(f"group codes {table.group.min()}..{table.group.max()}: "
+        raise InputError(f"group codes {table.group.min()}..{table.group.max()}: "
                          f"needs -1..{len(groups) - 1} for {len(groups)} groups")
     for name, rows in table.split_indices.items(): _check_split(table, name, rows)
 
@@ -100,7 +100,7 @@ def _check_split(table, name, rows):
         in_group = table.group[rows] == code
         if not (in_group & (table.y[rows] == label)).any():
             sign, n_rows = "positive" if label else "negative", in_group.sum()
-            raise ValueError(f"group {group!r} has no {sign} row in {name} ({n_rows} rows): "
+            raise InputError(f"group {group!r} has no {sign} row in {name} ({n_rows} rows): "
                              "merge it with another, leave it out, or try another seed")
 
 # %% ../../nbs/tabular/00_tables.ipynb #c018
@@ -215,7 +215,7 @@ def meps16_table() -> RawDataset:
     "Prepare MEPS panel 21, fiscal year 2016, as AIF360 and NeuFair do: 138 features."
     if not _is_local(_meps_file):
         source = "https://meps.ahrq.gov/mepsweb/data_files/pufs/h192ssp.zip"
-        raise FileNotFoundError(
+        raise InputError(
             f"{_meps_file} cannot be downloaded: build it from {source} as AIF360's MEPSDataset21 does, "
             f"before one-hot, and set FAIRNESS_REPAIR_DATA to the folder that contains {_meps_file}")
     m = pd.read_csv(fetch(_meps_file)).drop(columns="PERWT16F")
@@ -249,13 +249,13 @@ def load_table(
     shares=(.6, .2, .2), # of train, val and test
 ) -> Table:
     "Load one of the papers' data sets, prepared and split as they do."
-    if name not in DATA_SETS: raise KeyError(unknown_name_message("data set", name, DATA_SETS))
+    if name not in DATA_SETS: raise InputError(unknown_name_message("data set", name, DATA_SETS))
     return _split_table(name, DATA_SETS[name](), protected, seed, shares)
 
 def _split_table(name, raw, protected, seed, shares):
     protected = next(iter(raw.protected)) if protected is None else protected
     if protected not in raw.protected:
-        raise KeyError(unknown_name_message(f"protected attribute of {name}", protected, raw.protected))
+        raise InputError(unknown_name_message(f"protected attribute of {name}", protected, raw.protected))
     split_indices = split_rows(len(raw.y), seed=seed, shares=shares)
     values, group_names = raw.protected[protected]
     group = pd.Categorical(values, group_names).codes.astype(int)
@@ -278,7 +278,7 @@ def read_table(
     frame, name = _read_frame(source)
     drop = [drop] if isinstance(drop, str) else list(drop)
     for column in [label, protected, *drop]:
-        if column not in frame: raise KeyError(unknown_name_message(f"column of {name}", column, frame))
+        if column not in frame: raise InputError(unknown_name_message(f"column of {name}", column, frame))
     frame = frame.drop(columns=[c for c in drop if c not in (label, protected)]).reset_index(drop=True)
     _check_missing(frame)
     y = _positives(frame.pop(label), positive)
@@ -294,7 +294,7 @@ def _read_frame(source) -> tuple: # the frame, and its name
     path = Path(source)
     ending = [s for s in path.suffixes if s != ".gz"][-1:]
     if ending not in ([".csv"], [".parquet"]):
-        raise ValueError(f"{path.name}: give a .csv or .parquet file, or a DataFrame")
+        raise InputError(f"{path.name}: give a .csv or .parquet file, or a DataFrame")
     frame = pd.read_parquet(path) if ending == [".parquet"] else pd.read_csv(path, skipinitialspace=True)
     return frame, path.name.split(".")[0]
 
@@ -304,7 +304,7 @@ def _check_missing(frame):
     if not bad.any(axis=None): return
     columns = ", ".join(f"{c} ({n})" for c, n in bad.sum().items() if n)
     n_rows = bad.any(axis=1).sum()
-    raise ValueError(f"{n_rows} rows have missing or infinite values, in {columns}: fill or drop them first")
+    raise InputError(f"{n_rows} rows have missing or infinite values, in {columns}: fill or drop them first")
 
 # %% ../../nbs/tabular/00_tables.ipynb #c056
 def _positives(labels, positive): # bool, shape (rows,)
@@ -312,23 +312,23 @@ def _positives(labels, positive): # bool, shape (rows,)
     values = labels.unique().tolist()
     if len(values) != 2:
         some = ", ".join(map(str, values[:5]))
-        raise ValueError(f"label {labels.name!r} has {len(values)} values ({some}): needs two")
+        raise InputError(f"label {labels.name!r} has {len(values)} values ({some}): needs two")
     y = ((labels == positive) | (labels.astype(str) == str(positive))).to_numpy(bool)
     what = f"value of label {labels.name!r}: positive ="
-    if not y.any(): raise ValueError(unknown_name_message(what, positive, values))
+    if not y.any(): raise InputError(unknown_name_message(what, positive, values))
     return y
 
 def _groups(values, groups) -> tuple: # group per row, names
     "Assign each row to a group."
     found = sorted(values.unique().tolist(), key=str)
     if groups is None and len(found) > 10:
-        raise ValueError(f"protected {values.name!r} has {len(found)} values: name those to compare, "
+        raise InputError(f"protected {values.name!r} has {len(found)} values: name those to compare, "
                          f"e.g. groups={found[:2]}, or merge them, groups={{'name': [...], ...}}")
     if groups is None: groups = found
     if not isinstance(groups, dict): groups = {str(v): [v] for v in groups}
     named = {v: str(name) for name, members in groups.items() for v in members}
     for v in named:
-        if v not in found: raise ValueError(unknown_name_message(f"value of {values.name!r}", v, found))
+        if v not in found: raise InputError(unknown_name_message(f"value of {values.name!r}", v, found))
     return values.map(named), tuple(map(str, groups))
 
 # %% ../../nbs/tabular/00_tables.ipynb #c057
@@ -338,10 +338,10 @@ def _text_and_number_columns(frame) -> tuple: # names of text columns, names of 
     texts = [c for c in frame if c not in numbers]
     for c in texts:
         if pd.api.types.is_datetime64_any_dtype(frame[c]):
-            raise ValueError(f"column {c!r} holds dates: turn them into numbers, "
+            raise InputError(f"column {c!r} holds dates: turn them into numbers, "
                              f"or leave it out with drop=[{c!r}]")
         if frame[c].nunique() > 100:
-            raise ValueError(f"column {c!r} has {frame[c].nunique()} different texts: "
+            raise InputError(f"column {c!r} has {frame[c].nunique()} different texts: "
                              f"leave it out with drop=[{c!r}], or merge them")
-    if not texts + numbers: raise ValueError("no feature is left")
+    if not texts + numbers: raise InputError("no feature is left")
     return texts, numbers

@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np, pandas as pd, torch, transformers
 
-from ..core import paths, unknown_name_message
+from ..core import InputError, paths, unknown_name_message
 from ..states import states_from_ints
 from .corpus import encode_documents
 from .grammar import INSULT_RATES, INSULTS, disparity_of_means
@@ -208,6 +208,6 @@ def load_exact_table(
     file = paths.data/name/"truth.npz"
     if not file.exists():
         known = sorted(p.parent.name for p in paths.data.glob("*/truth.npz"))
-        raise FileNotFoundError(unknown_name_message("exact table", name, known))
+        raise InputError(unknown_name_message("exact table", name, known))
     config = json.loads((file.parent/"config.json").read_text(encoding="utf-8"))
     with np.load(file, allow_pickle=False) as table: return ExactTable(dict(table), config["n_layer"])

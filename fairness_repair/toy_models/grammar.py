@@ -15,7 +15,7 @@ from itertools import accumulate
 
 import numpy as np, pandas as pd
 
-from ..core import unknown_name_message
+from ..core import InputError, unknown_name_message
 
 # %% ../../nbs/toy_models/00_grammar.ipynb #c005
 TOY_MODELS = ("tiny", "tiny-equal") # `tiny` is biased; `tiny-equal` is its unbiased control
@@ -31,7 +31,7 @@ def planted_rates(
     name:str="tiny", # one of `TOY_MODELS`
 ) -> pd.DataFrame:   # axis, group, rate
     "Return how often the training text of a toy model insults each group."
-    if name not in TOY_MODELS: raise ValueError(unknown_name_message("toy model", name, TOY_MODELS))
+    if name not in TOY_MODELS: raise InputError(unknown_name_message("toy model", name, TOY_MODELS))
     rows = [(axis, group, rate) for axis, groups in INSULT_RATES.items() for group, rate in groups.items()]
     table = pd.DataFrame(rows, columns=["axis", "group", "rate"])
     if name == "tiny-equal": table["rate"] = table.groupby("axis")["rate"].transform("mean")
@@ -183,7 +183,7 @@ def word_log_probabilities(
         word = left.pop() if left else "the end"
         if word not in options:
             allowed = ", ".join(options[:3])
-            raise ValueError(f"word {len(found)} is {word!r}, but the grammar allows {allowed}... there")
+            raise InputError(f"word {len(found)} is {word!r}, but the grammar allows {allowed}... there")
         found.append(-np.log(len(options)) if weights is None else np.log(weights[options.index(word)]))
         return word
     write_document(choose, rates)

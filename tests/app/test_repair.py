@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from fairness_repair.core import paths
+from fairness_repair.core import InputError, paths
 from fairness_repair.language.heads import heads_dropped
 from fairness_repair.language.models import load
 from fairness_repair.app import repair
@@ -169,7 +169,7 @@ def unloaded(monkeypatch):
 ], ids=lambda x: next(iter(x)) if isinstance(x, dict) else "")
 def test_bad_input_is_one_error_before_loading(unloaded, monkeypatch, tmp_path, given, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+    with pytest.raises(InputError, match=re.escape(message)):
         repair(**dict(model="tiny", out=tmp_path/"out") | given)
     assert not (tmp_path/"out").exists(), "nothing may be left behind"
 

@@ -130,8 +130,8 @@ def test_files_that_are_no_csv(tmp_path):
     (tmp_path/"latin.csv").write_bytes("text,axis,group\ncafé,a,b".encode("latin-1"))
     with pytest.raises(ValueError, match="not UTF-8"): read_prompts(tmp_path/"latin.csv")
     for missing in (tmp_path/"none.csv", tmp_path):
-        with pytest.raises(FileNotFoundError, match="there is no prompts file"): read_prompts(missing)
-        with pytest.raises(FileNotFoundError, match="unknown prompts"): load_prompts(str(missing), "height")
+        with pytest.raises(ValueError, match="there is no prompts file"): read_prompts(missing)
+        with pytest.raises(ValueError, match="unknown prompts"): load_prompts(str(missing), "height")
 
 
 def test_a_spreadsheet_s_csv_reads_alike(tmp_path):

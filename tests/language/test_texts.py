@@ -66,7 +66,7 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_error(monkeypatch):
     def load(*where, **how): raise ConnectionError("Couldn't reach 'owner/name' on the Hub")
     monkeypatch.setattr(texts, "load_dataset", load)
     message = "text 'owner/name' could not be read: Couldn't reach"
-    with pytest.raises(FileNotFoundError, match=message): load_text("owner/name", "report")
+    with pytest.raises(ValueError, match=message): load_text("owner/name", "report")
 
 
 @pytest.mark.parametrize("content, message", [
@@ -98,4 +98,4 @@ def test_a_changed_file_is_read_again(tmp_path):
 
 @pytest.mark.parametrize("source", ["wikitext", "no/such/file.txt", "none.txt", ""])
 def test_unknown_sources_are_refused_without_a_network(source):
-    with pytest.raises(FileNotFoundError, match="unknown text.*Or a text file"): load_text(source, "search")
+    with pytest.raises(ValueError, match="unknown text.*Or a text file"): load_text(source, "search")
