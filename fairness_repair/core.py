@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['paths', 'LOCK_FILES', 'PARAMETER_KINDS', 'recorded_packages', 'InputError', 'output_folder', 'Paths', 'slug',
-           'one_line', 'unknown_name_message', 'free_bytes', 'disk_errors', 'check_output_folder', 'hold_folder',
-           'registry', 'sha256', 'check_sha256', 'fetch', 'pick_device', 'check_value', 'parse_value', 'parse_list',
-           'literal_assignments', 'check_parameters', 'Budget', 'head_commit', 'git_commit', 'hardware', 'provenance']
+           'one_line', 'unknown_name_message', 'free_bytes', 'disk_errors', 'check_output_folder', 'write_whole',
+           'hold_folder', 'registry', 'sha256', 'check_sha256', 'fetch', 'pick_device', 'check_value', 'parse_value',
+           'parse_list', 'literal_assignments', 'check_parameters', 'Budget', 'head_commit', 'git_commit', 'hardware',
+           'provenance']
 
 # %% ../nbs/00_core.ipynb #c002
 import ast, builtins, csv, difflib, errno, gzip, hashlib, json, math, os, platform, re, shutil, sqlite3
@@ -168,6 +169,17 @@ def check_output_folder(
         if (free := free_bytes(path)) < needed: raise OSError(errno.ENOSPC, f"only {free} bytes", str(path))
     return path
 
+# %% ../nbs/00_core.ipynb #d012
+def write_whole(
+    path:Path, # in a folder that exists
+    text:str,
+) -> Path:     # the same path
+    "Write a text file that is either complete or not there; what UTF-8 cannot say becomes a question mark."
+    part = path.with_name(path.name + ".part")
+    with disk_errors(path):
+        part.write_text(text, encoding="utf-8", errors="replace")
+        return part.replace(path)
+
 # %% ../nbs/00_core.ipynb #d009a
 def _now() -> str: # in UTC, to the second
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -311,6 +323,10 @@ def _range(low, high) -> str:
     if high is None: return f" of at least {low}"
     return f" of at most {high}" if low is None else f" from {low} to {high}"
 
+def _is_finite(value) -> bool:
+    try: return math.isfinite(value)
+    except OverflowError: return False
+
 def check_value(
     name:str,   # of the parameter
     value,      # as given
@@ -318,17 +334,15 @@ def check_value(
     *,
     low=None,   # smallest allowed number
     high=None,  # largest allowed number
-):              # the value, of that kind
+):              # the value
     "Return a parameter's value, or say what is wrong with it and what would do."
     needs = f"{name} = {_shown(value)}: needs {PARAMETER_KINDS[kind]}"
     if not isinstance(value, _FITTING[kind]) or isinstance(value, bool) != (kind is bool):
         raise InputError(needs + _hint(value, kind))
-    try: value = kind(value)
-    except OverflowError: value = math.inf
-    if kind is float and not math.isfinite(value): raise InputError(needs + _hint(value, kind))
+    if kind is float and not _is_finite(value): raise InputError(needs + _hint(value, kind))
     outside = (low is not None and value < low) or (high is not None and value > high)
     if outside: raise InputError(needs + _range(low, high))
-    return value
+    return value if type(value) in PARAMETER_KINDS else kind(value) # 1 for 1.0 stays as it is, records differ
 
 # %% ../nbs/00_core.ipynb #e006
 def parse_value(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ATTENTION_MODULE', 'OUTPUT_PROJECTION_NAMES', 'OutputProjection', 'input_width', 'find_output_projections',
            'head_width', 'find_blocks', 'attention_output_projections', 'heads_to_mask', 'mask_to_heads',
-           'mask_to_grid', 'zero_slices', 'temporary_hooks', 'heads_dropped', 'prune', 'save_pruned']
+           'mask_to_grid', 'zero_slices', 'temporary_hooks', 'heads_dropped', 'prune', 'save_checkpoint', 'save_pruned']
 
 # %% ../../nbs/language/01_heads.ipynb #c002
 import json, re
@@ -18,6 +18,7 @@ import torch
 from ..core import InputError
 from .models import LM, no_progress_bars
 from torch import nn
+from transformers import GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
 # %% ../../nbs/language/01_heads.ipynb #c005
@@ -187,6 +188,22 @@ def prune(
     with torch.no_grad():
         for p in projections: p.weight_by_head()[torch.as_tensor(grid[p.layer])] = 0
 
+# %% ../../nbs/language/01_heads.ipynb #c046b
+def save_checkpoint(
+    lm:LM,
+    folder, # created if necessary
+    *,
+    weights:bool=True, # False: everything else, to try whether it can be written
+):
+    "Write a model and its tokenizer."
+    settings, own = lm.model.generation_config, {} if weights else dict(state_dict={})
+    lm.model.generation_config = GenerationConfig() # one that is consistent
+    try:
+        with no_progress_bars(): lm.model.save_pretrained(folder, **own)
+    finally: lm.model.generation_config = settings
+    if settings is not None: settings.to_json_file(Path(folder)/"generation_config.json", use_diff=True)
+    lm.tokenizer.save_pretrained(folder)
+
 # %% ../../nbs/language/01_heads.ipynb #c048
 def save_pruned(
     lm:LM,      # unchanged afterwards
@@ -200,11 +217,10 @@ def save_pruned(
     (folder/"state.json").unlink(missing_ok=True) # written last: a folder with this file is complete
     try:
         prune(lm.model, drop_mask)
-        with no_progress_bars(): lm.model.save_pretrained(folder)
+        save_checkpoint(lm, folder)
     finally:
         with torch.no_grad():
             for module, weight in zip(modules, weights): module.weight.copy_(weight)
-    lm.tokenizer.save_pretrained(folder)
     heads = mask_to_heads(drop_mask, lm.n_heads)
     record = dict(model=lm.name, n_layers=lm.n_layers, n_heads=lm.n_heads, dropped=heads)
     (folder/"state.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
