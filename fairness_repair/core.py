@@ -242,11 +242,11 @@ def _unpack(
     sha:str,      # SHA-256 of the content
 ) -> Path:        # target
     "Copy a file's content, decompressed if needed, and keep it only if its checksum is right."
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(target): target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     opener = gzip.open if source.suffix == ".gz" else open
     try:
-        with opener(source, "rb") as f, open(part, "wb") as g: shutil.copyfileobj(f, g)
+        with disk_errors(target), opener(source, "rb") as f, open(part, "wb") as g: shutil.copyfileobj(f, g)
         check_sha256(part, sha)
         part.replace(target)
     except ValueError as e: raise InputError(f"{source}: {e}") from None
@@ -261,7 +261,7 @@ def _download(
     "Download a file with pooch; of a zip, only the member that the row names."
     known_hash = None if row["member"] else row["sha256"]
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(pooch.retrieve(row["url"], known_hash=known_hash, path=folder, progressbar=False))
+        with disk_errors(folder): file = Path(pooch.retrieve(row["url"], known_hash=known_hash, path=folder, progressbar=False))
         if row["member"]:
             with zipfile.ZipFile(file) as z: file = Path(z.extract(row["member"], folder))
         return _unpack(file, target, row["sha256"])

@@ -75,38 +75,37 @@ def wait(child, seconds, until=lambda: False):
 def status_text(status): return f"exit code {os.waitstatus_to_exitcode(status)}, see log.txt"
 
 
-def kill_again_and_again(name, job, outcome, marker, kills, rng, scratch):
-    "Kill runs until there were so many kills; return how many chains ended as the undisturbed run did, and how many differently."
-    folder = scratch/f"{name}-undisturbed"
-    folder.mkdir()
-    begun = time.monotonic()
+def stamp(file): return file.stat().st_mtime_ns if file.exists() else None
+
+
+def let_run(child, folder, marker, takes, rng):
+    "Let a run go on until a random moment; whether it has ended before."
+    if not marker or rng.random() < .5: return wait(child, rng.uniform(0, takes))
+    before = stamp(folder/marker)
+    return wait(child, 3600, until=lambda: stamp(folder/marker) != before) or wait(child, rng.uniform(0, .15*takes))
+
+
+def kill_again_and_again(name, job, outcome, kills, rng, scratch, marker=None):
+    "Kill runs until there were so many kills; how many of the results differ from the undisturbed one."
+    def new(suffix):
+        (folder := scratch/f"{name}-{suffix}").mkdir()
+        return folder
+    folder, begun = new("undisturbed"), time.monotonic()
     assert wait(start(job, folder), 3600), "the undisturbed run does not end"
-    takes, expected = time.monotonic() - begun, outcome(folder)
+    takes, expected, done, chains, different = time.monotonic() - begun, outcome(folder), 0, 0, 0
     print(f"{name}: undisturbed in {takes:.1f} s", flush=True)
-    done, same, different, chain = 0, 0, 0, 0
-    while done < kills or (chain and not finished):
-        if not chain or finished:
-            chain, finished, before = chain + 1, False, done
-            folder = scratch/f"{name}-{chain}"
-            folder.mkdir()
-        child = start(job, folder)
-        if done < kills and rng.random() < .5: ends = wait(child, rng.uniform(0, takes))
-        elif done < kills: # wait for the first file of the result, then a moment
-            (folder/marker).unlink(missing_ok=True)
-            ends = wait(child, 3600, until=(folder/marker).exists) or wait(child, rng.uniform(0, .15*takes))
-        else: ends = wait(child, 3600)
-        if ends:
-            finished = True
-            if done == before: continue # nobody has disturbed it
-            equal = outcome(folder) == expected
-            same, different = same + equal, different + (not equal)
-            if not equal: print(f"{name}: chain {chain} differs, see {folder}", flush=True)
-            else: print(f"{name}: {done} kills, chain {chain} as undisturbed after {done - before} kills", flush=True)
-        else:
+    while done < kills:
+        chains, before, folder = chains + 1, done, new(chains + 1)
+        while True:
+            child = start(job, folder)
+            if let_run(child, folder, marker, takes, rng) if done < kills else wait(child, 3600): break
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             done += 1
-    print(f"{name}: {done} kills in {chain} chains; {same} results as undisturbed, {different} different", flush=True)
+        equal = outcome(folder) == expected
+        different += not equal
+        print(f"{name}: chain {chains}, {done - before} kills, {'as undisturbed' if equal else f'DIFFERS: {folder}'}", flush=True)
+    print(f"{name}: {done} kills in {chains} chains, {different} results differ", flush=True)
     return different
 
 
@@ -117,6 +116,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     rng, scratch, wrong = random.Random(given.seed), Path(tempfile.mkdtemp(prefix="kill_runs-")), 0
-    if given.repairs: wrong += kill_again_and_again("repair tiny", repair_tiny, repaired, "out/result.json", given.repairs, rng, scratch)
-    if given.searches: wrong += kill_again_and_again("NeuFair search", search_neufair, found, "neufair.sqlite", given.searches, rng, scratch)
+    if given.repairs: wrong += kill_again_and_again("repair tiny", repair_tiny, repaired, given.repairs, rng, scratch, marker="out/result.json")
+    if given.searches: wrong += kill_again_and_again("NeuFair search", search_neufair, found, given.searches, rng, scratch)
     sys.exit(wrong > 0)

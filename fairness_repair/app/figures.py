@@ -40,7 +40,7 @@ def _plot_change(
 def _short(name:str) -> str: # one line of at most 28 characters
     "Write the name of a group for an axis."
     name = one_line(name) or "(no name)"
-    return name if len(name) <= 28 else f"{name[:27]}…"
+    return name if len(name) <= 28 else f"{name[:17]}…{name[-10:]}"
 
 # %% ../../nbs/app/06_figures.ipynb #c011
 def _plot_groups(

@@ -6,7 +6,7 @@
 __all__ = ['write_model_card']
 
 # %% ../../nbs/app/08_model_card.ipynb #c003
-import shutil
+import os, shutil
 from importlib.resources import files
 from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
@@ -22,7 +22,7 @@ def _header(
     model:str, # as for `load`
 ) -> ModelCardData:
     "Write the header; a hub model is named as the base model."
-    local = model in BUILT_IN_MODELS or Path(model).expanduser().is_dir()
+    local = model in BUILT_IN_MODELS or os.path.isdir(os.path.expanduser(model))
     return ModelCardData(library_name="transformers", pipeline_tag="text-generation",
                          tags=["fairness", "pruning", "fairness_repair"], base_model=None if local else model)
 

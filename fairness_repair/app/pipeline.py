@@ -6,7 +6,7 @@
 __all__ = ['repair']
 
 # %% ../../nbs/app/09_pipeline.ipynb #c003
-import json, tempfile
+import json, shutil
 from contextlib import contextmanager
 
 from .figures import save_figures
@@ -30,13 +30,15 @@ def _try_saving(
 ):
     "Refuse a model that could not be saved, before anything is measured."
     check_output_folder("out", job.out, needed=_weight_bytes(lm))
-    with disk_errors(job.out), tempfile.TemporaryDirectory(prefix=".trial-", dir=job.out) as folder:
-        try: save_checkpoint(lm, folder, weights=False)
-        except OSError: raise
-        except Exception as e:
-            cause = " ".join(str(e).split())[:300]
-            raise InputError(f"model {job.model!r} could not be saved after a repair: {cause} Change its "
-                             "configuration or tokenizer so that plain save_pretrained works.") from e
+    folder = job.out/".trial"
+    try:
+        with disk_errors(job.out): save_checkpoint(lm, folder, weights=False)
+    except InputError: raise
+    except Exception as e:
+        cause = " ".join(str(e).split())[:300]
+        raise InputError(f"model {job.model!r} could not be saved after a repair: {cause} Change its "
+                         "configuration or tokenizer so that plain save_pretrained works.") from e
+    finally: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/app/09_pipeline.ipynb #p003
 @contextmanager

@@ -17,7 +17,7 @@ from fairness_repair.plots import set_theme
 from fairness_repair.pruning.experiment import ExperimentConfig
 from fairness_repair.report import save_figure, save_table, to_markdown
 
-rude = ["$x_{1}$ and $", "a_b^c\\frac{", "$\\undefined$", "a|b", "a\nb\r\nc", "<script>alert(1)</script>", "&amp; &", "'\"`", "=1+1", "](http://x)", "\0\a",
+rude = ["$x_{1}$ and $", "a_b^c\\frac{", "$\\undefined$", "a|b", "a\nb\r\nc", "<script>alert(1)</script>", "&amp; &", "'\"`", "=1+1", "](http://x)", "[", "]", "[a](b)", "a*b*c", "\\|", "`a", "> a", "1. a", "+ a", "![](x)", "<!-- ", "&lt;b&gt;", "http://a.b", "<http://a.b>", "\0\a",
         "\udcff", "名前", "عربي", "_hidden", "{{ 7*7 }}", "{% raw %}", "%s", "x"*300, " ", "---", "# Title", "\\", "../../etc", "![", "```"]
 names = st.text(max_size=30) | st.sampled_from(rude)
 cells = names.map(lambda name: name.encode(errors="replace").decode()) # pandas holds no halves of characters
