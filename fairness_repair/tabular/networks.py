@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAINING_RECIPES', 'DROP_MODES', 'make_mlp', 'predict_proba', 'predict', 'TrainingRecipe', 'train_on_rows', 'train',
            'read_raw_features', 'list_authors_networks', 'authors_seeds', 'from_state_dict', 'load_authors_network',
-           'as_layers', 'apply_drop_mask']
+           'as_layers', 'check_activation', 'apply_drop_mask']
 
 # %% ../../nbs/tabular/01_networks.ipynb #c002
 import copy, os, tarfile, tempfile
@@ -37,7 +37,8 @@ def _logits(network, X): # float32, shape (rows,)
     was_training, like = network.training, next(network.parameters())
     try:
         with torch.inference_mode():
-            out = network.eval()(torch.as_tensor(X).to(like)).float().cpu()
+            X = X if isinstance(X, torch.Tensor) else torch.tensor(np.asarray(X)) # a copy: X may be read-only
+            out = network.eval()(X.to(like)).float().cpu()
     finally: network.train(was_training)
     last = _leaves(network)[-1][1]
     if isinstance(last, nn.Sigmoid): out = out.logit()
@@ -256,8 +257,8 @@ def _module(network) -> nn.Module: # of a skorch net; a torch network as it is
     if getattr(network, "threshold", .5) != .5:
         raise InputError(f"the skorch net has threshold={network.threshold}: needs 0.5")
     if isinstance(found, nn.Module): return found
-    raise InputError(f"a {type(network).__name__} is no network that can be read: give a torch module, a "
-                     "scikit-learn MLPClassifier or a skorch net, the last two fitted")
+    raise InputError(f"a {type(network).__name__} is no network whose weights can be read: give a torch module, "
+                     "or a fitted MLPClassifier or skorch net; of a fitted Pipeline, its last step")
 
 def _linear_layers(network): # in order
     leaves = _leaves(network)
@@ -315,10 +316,14 @@ def _check_chain(network, weights, biases):
             "not a module of its own)")
 
 # %% ../../nbs/tabular/01_networks.ipynb #c039d
-def _sklearn_layers(network) -> tuple: # as from `as_layers`
-    if not hasattr(network, "coefs_"): raise InputError("this MLPClassifier is not fitted: call its fit first")
+def check_activation(network:MLPClassifier):
+    "Refuse a network, fitted or not, whose hidden neurons are no ReLU."
     if network.activation != "relu":
         raise InputError(f"MLPClassifier with activation={network.activation!r}: needs 'relu'")
+
+def _sklearn_layers(network) -> tuple: # as from `as_layers`
+    check_activation(network)
+    if not hasattr(network, "coefs_"): raise InputError("this MLPClassifier is not fitted: call its fit first")
     if network.n_outputs_ != 1 or len(network.coefs_) < 2:
         raise InputError(f"MLPClassifier with {network.n_outputs_} outputs and {len(network.coefs_) - 1} hidden "
                          "layers: needs two classes, so one output, and a hidden layer")
