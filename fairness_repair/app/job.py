@@ -86,7 +86,7 @@ def _check_model(
     name:str, # as for `load`
 ):
     "Refuse a model that cannot be found or has no heads to drop."
-    source, local = resolve_source(name)
+    with disk_errors(f"model {name!r}"): source, local = resolve_source(name)
     options = dict(trust_remote_code=False, local_files_only=local)
     with load_errors(name, "configuration"):
         config = transformers.AutoConfig.from_pretrained(source, **options)
@@ -96,7 +96,8 @@ def _check_data(
     settings:ExperimentConfig,
 ):
     "Refuse prompts, text or a scorer that cannot be read."
-    for split in load_prompts(settings.prompts, settings.axis): load_text(settings.text, split)
+    with disk_errors("prompts or text"):
+        for split in load_prompts(settings.prompts, settings.axis): load_text(settings.text, split)
     if settings.scorer != "next word": load_scorer(settings.scorer)
 
 # %% ../../nbs/app/00_job.ipynb #c016

@@ -9,7 +9,7 @@ __all__ = ['DTYPES', 'BUILT_IN_MODELS', 'MODELS_WITH_PROMPTS', 'SMOLLM2_PACKAGE'
            'check_hub_cache', 'ModelSource', 'resolve_source', 'load']
 
 # %% ../../nbs/language/00_models.ipynb #c002
-import hashlib, shutil
+import hashlib, os, shutil
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
@@ -291,7 +291,7 @@ def resolve_source(
         raise InputError(f"model {name!r} is part of the repository, but {folder} is missing. "
                          f"Run: git checkout data/{name}")
     if name == "smollm2-135m": return ModelSource(smollm2_folder(), True)
-    if (folder := Path(name).expanduser()).is_dir(): return ModelSource(folder, True)
+    if (folder := Path(os.path.expanduser(name))).is_dir(): return ModelSource(folder, True)
     if hub_has_model(name): return ModelSource(name, False)
     check_hub_cache(name)
     return ModelSource(name, True)
