@@ -286,14 +286,18 @@ def test_candidate_is_saved_only_when_asked(candidate):
     assert (out/"candidate"/"README.md").read_text().split("# ")[1].startswith("my-gpt2, candidate")
 
 
-@pytest.mark.parametrize("step", ["save_figures", "save_pruned", "write_model_card", "write_report_card"])
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), Exception("I/O error: No space left on device (os error 28)"), KeyError("a fault of ours")], ids=str)
+STEPS = ("save_figures", "save_pruned", "write_model_card", "write_report_card")
+no_space = "No space left on device"
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, no_space), Exception(f"I/O error: {no_space} (os error 28)"), KeyError("a fault")], ids=str)
 def test_failing_save_leaves_the_result_and_says_so(candidate, monkeypatch, step, error):
-    result, mine = candidate
-    monkeypatch.setattr(pipeline, step, lambda *args, **kwargs: (_ for _ in ()).throw(error))
+    def fail(*args, **kwargs): raise error
+    for name in STEPS: monkeypatch.setattr(pipeline, name, fail if name == step else lambda *args, **kwargs: {})
+    result = replace(candidate[0], job=replace(candidate[0].job, save_candidate=True))
     (result.job.out/"result.json").unlink()
-    with pytest.raises(KeyError if isinstance(error, KeyError) else InputError) as failed:
-        pipeline._save_result(result if step in ("save_figures", "write_report_card") else replace(result, job=replace(result.job, save_candidate=True)), load(mine["model"]))
+    with pytest.raises(KeyError if isinstance(error, KeyError) else InputError) as failed: pipeline._save_result(result, load("tiny"))
     said = str(failed.value) + "".join(getattr(failed.value, "__notes__", []))
     assert "result.json' already, with the dropped heads" in said
     if not isinstance(error, KeyError): assert "the disk is full" in said and str(result.job.out) in said and "MB are needed" in said
