@@ -23,7 +23,7 @@ class RepairResult:
     "Hold the outcome of a repair and everything its report card shows."
     job: Job
     model: str             # the original, in one line
-    grid: tuple            # layers, heads per layer
+    grid: tuple            # layers, heads per layer (an int, or one int for each layer)
     drop_mask: np.ndarray  # dropped heads, bool (n,); all False: the original model
     status: str            # one of `STATUSES`
     verdict: str           # one sentence
@@ -41,7 +41,7 @@ class RepairResult:
     @property
     def saved(self) -> bool: return self.status in ("repaired", "not significant")
     @property
-    def heads(self) -> list: return mask_to_heads(self.drop_mask, self.grid[1]) # [layer, head] pairs
+    def heads(self) -> list: return mask_to_heads(self.drop_mask, *self.grid) # [layer, head] pairs
     @property
     def checkpoint(self) -> Path|None: return self.job.out/"model" if self.saved else None
     @property

@@ -16,7 +16,7 @@ import numpy as np, psutil, torch, transformers
 from fastcore.meta import delegates
 
 from ..core import InputError
-from .heads import head_width
+from .attention import of_layer
 from .models import LM
 
 # %% ../../nbs/language/05_generation.ipynb #c005
@@ -135,11 +135,10 @@ def row_bytes(
     n_scored:int=1, # positions per row whose logits are computed
 ) -> int:
     "Estimate the memory of one row of a batch, from above."
-    text, itemsize = lm.config.get_text_config(), lm.dtype.itemsize
-    width, heads = text.hidden_size, text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    cached = 2*text.num_hidden_layers*kv_heads*head_width(text)
-    layer = 4*width + 3*(getattr(text, "intermediate_size", None) or 4*width) + 2*heads*length
+    text, itemsize, kv_heads = lm.config, lm.dtype.itemsize, getattr(lm.config, "num_key_value_heads", None)
+    width, inner = text.hidden_size, getattr(text, "intermediate_size", None)
+    cached = sum(2*(of_layer(kv_heads, p.layer) or p.n_heads)*p.head_dim for p in lm.projections)
+    layer = 4*width + 3*int(np.max(inner or 4*width)) + 2*max(p.n_heads for p in lm.projections)*length
     return itemsize*length*(cached + layer) + n_scored*text.vocab_size*(2*itemsize + 8)
 
 # %% ../../nbs/language/05_generation.ipynb #c026
