@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['INPUT_PROJECTION', 'SOFTMAX', 'OUTPUT_PROJECTION_NAMES', 'HEAD_COUNTS', 'HEAD_WIDTHS', 'UNFIT_FAMILIES',
-           'OutputProjection', 'computes_softmax', 'is_attention', 'find_attention', 'inner_config', 'find_layers',
-           'find_output_projections', 'stated_number', 'of_layer', 'head_shape', 'layer_projection',
-           'attention_output_projections', 'heads_per_layer']
+           'NO_CACHE_FAMILIES', 'UNPADDED_FAMILIES', 'OutputProjection', 'computes_softmax', 'is_attention',
+           'find_attention', 'inner_config', 'find_layers', 'find_output_projections', 'stated_number', 'of_layer',
+           'head_shape', 'layer_projection', 'attention_output_projections', 'heads_per_layer']
 
 # %% ../../nbs/language/00_attention.ipynb #a003
 import inspect, re
@@ -143,6 +143,7 @@ UNFIT_FAMILIES = {
     "hrm_text": "it runs two stacks of layers several times",
     "jetmoe": "its heads are a mixture of experts, chosen for each token",
     "longcat_flash": "each of its layers has two attention modules",
+    "moshi": "its steps with a cache differ from those without",
     "reformer": "its attention puts tokens together by random hashes",
     "xlm": "its tokens attend to later tokens", "xlnet": "its tokens attend to later tokens",
     "zamba": "its layers share the weights of one attention module",
@@ -173,6 +174,10 @@ def layer_projection(
     return OutputProjection(layer, f"{where}.{layer}.{name}", module, *shape, start)
 
 # %% ../../nbs/language/00_attention.ipynb #a029
+NO_CACHE_FAMILIES = {"minimax"} # whose steps need a cache of their own kind
+UNPADDED_FAMILIES = {"axk2", "git", "recurrent_gemma", "roformer"} # which do not ignore padding on the left
+
+# %% ../../nbs/language/00_attention.ipynb #a032
 def attention_output_projections(
     model:nn.Module, # a Hugging Face causal LM
 ) -> list:           # one `OutputProjection` for each layer with attention
@@ -191,7 +196,7 @@ def attention_output_projections(
             raise InputError(f"{kind}: layers {owner.layer} and {p.layer} share one output projection")
     return found
 
-# %% ../../nbs/language/00_attention.ipynb #a036
+# %% ../../nbs/language/00_attention.ipynb #a039
 def heads_per_layer(
     projections, # from `attention_output_projections`
     n_layers:int,

@@ -103,7 +103,7 @@ def find_misfit(
     with load_errors(name, "configuration"), torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     try: attention_output_projections(model)
-    except InputError as e: return f"has no attention heads that can be dropped one by one: {e}"
+    except InputError as e: return f"does not fit: {e}"
 
 def check_config(
     name:str, # named in the error
