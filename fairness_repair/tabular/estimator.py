@@ -173,7 +173,7 @@ class NeuFairClassifier(ClassifierMixin, BaseEstimator):
         estimator=None, # torch network, `MLPClassifier` or skorch net; fitted ones in a `FrozenEstimator`
         *,
         sensitive_columns=None, # columns of X that are the groups, if `fit` gets no `sensitive_features`
-        recipe="quick",         # how a network is trained if `estimator` is None, as in `train`
+        recipe="small_data",    # how a network is trained if `estimator` is None, as in `train`
         strategy="SA",          # of the search, as in `repair_classifier`
         budget=20_000,          # states of the search
         metric="eod",           # unfairness to minimise: "eod", "spd", "eopp" or "ppd"
@@ -197,7 +197,7 @@ class NeuFairClassifier(ClassifierMixin, BaseEstimator):
         given, (X, y) = X, self._validate(X, y=y, ensure_min_samples=2)
         self.classes_, y = _binary_labels(y)
         group, self.group_names_ = self._groups(given, sensitive_features, len(y))
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = self._seed()
         rows = self._split(y, group, seed)
         self.network_ = self._network(X, y, rows, seed)
         self._repair(X, y, group, rows, seed)
@@ -206,7 +206,7 @@ class NeuFairClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X) -> np.ndarray: # shape (rows, 2)
         "Compute the probability of each class."
         check_is_fitted(self)
-        positive = predict_proba(self.repaired_, self._validate(X))
+        positive = predict_proba(self.repaired_, self._validate(X)).astype(float)
         return np.column_stack([1 - positive, positive])
 
     def predict(self, X) -> np.ndarray: # shape (rows,)
@@ -230,6 +230,12 @@ def _check_settings(self:NeuFairClassifier):
     if not 0 < self.min_f1_share <= 1: raise InputError(f"min_f1_share={self.min_f1_share}: needs a share in (0, 1]")
     if not 0 <= self.validation_fraction < 1:
         raise InputError(f"validation_fraction={self.validation_fraction}: needs a share in [0, 1)")
+
+@patch
+def _seed(self:NeuFairClassifier) -> int:
+    "Draw the seed of everything random."
+    try: return int(check_random_state(self.random_state).randint(2**31 - 1))
+    except ValueError as e: raise InputError(f"random_state: {e}") from None
 
 @patch
 def _validate(self:NeuFairClassifier, X, **kwargs):
@@ -293,7 +299,10 @@ def _repair(self:NeuFairClassifier, X, y, group, rows, seed):
     "Search for the neurons to drop, and report."
     held = rows["held-out"]
     search = np.concatenate([rows["train"], rows["val"]])
-    parts = dict(train=search, val=search, test=held if len(held) else search)
+    if not (predict(self.network_, X[search]) & y[search]).any():
+        raise InputError(f"the network predicts no row of class {str(self.classes_[1])!r} correctly: scale the "
+                         "features with StandardScaler, train longer, or balance the classes")
+    parts = dict(val=search, test=held if len(held) else search)
     table = Table("X", "sensitive_features", X, y, group, self.group_names_, parts)
     layers = as_layers(self.network_, table=table)
     n = sum(len(bias) for bias in layers[1][:-1])
