@@ -63,11 +63,12 @@ def groups_from_columns(
         if not set(columns) <= set(range(frame.shape[1])):
             raise InputError(f"sensitive_columns={columns}: X has the columns 0 to {frame.shape[1] - 1}")
         return frame.iloc[:, columns]
-    if not hasattr(X, "columns"):
+    names = getattr(X, "column_names", getattr(X, "columns", None)) # of pyarrow; of pandas and polars
+    if names is None:
         raise InputError(f"sensitive_columns={columns}: X has no column names here, so give positions")
     for c in columns:
-        if c not in X.columns: raise InputError(unknown_name_message("column of X", c, X.columns))
-    return X[columns]
+        if c not in list(names): raise InputError(unknown_name_message("column of X", c, names))
+    return pd.DataFrame({c: np.asarray(X[c]) for c in columns})
 
 # %% ../../nbs/tabular/06_estimator.ipynb #c023
 def split_within_cells(
@@ -299,12 +300,12 @@ def _repair(self:NeuFairClassifier, X, y, group, rows, seed):
     "Search for the neurons to drop, and report."
     held = rows["held-out"]
     search = np.concatenate([rows["train"], rows["val"]])
+    parts = dict(val=search) | (dict(test=held) if len(held) else {})
+    table = Table("X", "sensitive_features", X, y, group, self.group_names_, parts)
+    layers = as_layers(self.network_, table=table)
     if not (predict(self.network_, X[search]) & y[search]).any():
         raise InputError(f"the network predicts no row of class {str(self.classes_[1])!r} correctly: scale the "
                          "features with StandardScaler, train longer, or balance the classes")
-    parts = dict(val=search, test=held if len(held) else search)
-    table = Table("X", "sensitive_features", X, y, group, self.group_names_, parts)
-    layers = as_layers(self.network_, table=table)
     n = sum(len(bias) for bias in layers[1][:-1])
     space = SearchSpace(n, min(2, n - 1), min(3, n)) if n < 9 else default_search_space(n)
     found = repair_classifier(layers, table, self.strategy, budget=self.budget, metric=self.metric, space=space,

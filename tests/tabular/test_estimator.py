@@ -362,7 +362,7 @@ def test_few_rows_with_few_positives_are_trained_by_default(loans):
     X, _, who = loans
     y = X["debt"].to_numpy() + .3*X["male"].to_numpy() > 1.4
     found = NeuFairClassifier(budget=100).fit(X[:300], y[:300], sensitive_features=who["sex"][:300])
-    assert y[:300].mean() < .12 and found.report_.loc[("held-out", "original"), "f1"] > .4
+    assert y[:300].mean() < .15 and found.report_.loc[("held-out", "original"), "f1"] > .4
 
 
 def test_a_network_that_predicts_no_positive_row_is_refused(scaled):
