@@ -21,10 +21,11 @@ class AddedTokens(NamedTuple):
 
 def added_tokens(
     tokenizer,   # of Hugging Face
-    text:str="a",# with at least one token
+    text:str="a",# any
 ) -> AddedTokens:
     "Find the token ids that a tokenizer adds to a text."
     plain, whole = tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer(text)["input_ids"]
+    if not plain: return added_tokens(tokenizer) if text != "a" else AddedTokens(whole, [])
     for i in range(len(whole) - len(plain) + 1):
         if whole[i:i + len(plain)] == plain: return AddedTokens(whole[:i], whole[i + len(plain):])
     raise InputError(f"{type(tokenizer).__name__} cuts {text!r} in another way when it adds special tokens: "

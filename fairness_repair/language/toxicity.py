@@ -156,7 +156,8 @@ def set_padding(
               if token and tokenizer.convert_tokens_to_ids(token) < n]
     tokenizer.pad_token = usable[0] if usable else tokenizer.convert_ids_to_tokens(0)
     net.config.pad_token_id = tokenizer.pad_token_id
-    if getattr(net.config, "summary_type", None) != "last": tokenizer.padding_side = "right"
+    reads_last = getattr(net.config, "summary_type", None) == "last" # XLNet; others may count positions from the left
+    tokenizer.padding_side = "left" if reads_last else "right"
 
 def max_text_tokens(
     config,    # a transformers configuration
