@@ -94,7 +94,8 @@ class Evaluator:
         else: self.metrics = metrics
         dtype = str(lm.dtype).removeprefix("torch.")
         self.model_record = dict(model=lm.name, weights=lm.weights_hash()[:16], dtype=dtype)
-        self.tokenizer, self.prompts_digest = tokenizer_hash(lm.tokenizer), toxicity and toxicity.prompt_digest(lm)
+        self.tokenizer = tokenizer_hash(lm.tokenizer)
+        self.prompts_digest = toxicity and toxicity.prompt_digest(lm) # None: its record has the token ids
         self.check_prompts(write=False)
 
 # %% ../../nbs/language/09_evaluator.ipynb #c014
@@ -126,7 +127,8 @@ def check_prompts(self:Evaluator,
     question = self.record_of(self.toxicity) | dict(asked="token ids of the prompts")
     if not write and self.store.missing([question]): return
     if self.store.get_or_compute(question, lambda: self.prompts_digest) != self.prompts_digest:
-        raise InputError(f"the store holds results of {self.lm.name} with another tokenizer: use another store")
+        raise InputError(f"the store holds results of {self.lm.name} with another tokenizer: "
+                         "use another store")
 
 @patch
 def check_tokenizer(self:Evaluator):
@@ -171,8 +173,8 @@ def judge_overflow(self:Evaluator,
     if not state.any():
         raise InputError(f"{self.lm.name} gives numbers that are not finite (NaN or infinity) in {dtype} in "
                          "some batches, but not in others: load it as float32")
-    warnings.warn(f"{self.lm.name} overflows in {dtype} with {state.sum()} heads dropped. This state counts "
-                  "as infinitely bad; the search goes on. If this happens often, use float32")
+    warnings.warn(f"{self.lm.name} overflows in {dtype} with {state.sum()} of {len(state)} heads dropped. "
+                  "This state counts as infinitely bad, and the search goes on")
 
 # %% ../../nbs/language/09_evaluator.ipynb #c018
 @patch
@@ -208,8 +210,8 @@ def numbers(self:Evaluator,
     for _ in self.measure(tasks): pass
     numbers = self.find(self.readable_records(metric), state)
     if np.isfinite(numbers).all(): return numbers
-    raise InputError(f"{self.lm.name} overflows with {state.sum()} heads dropped: there are no numbers to compare. "
-                     "Load it as float32")
+    raise InputError(f"{self.lm.name} overflows with {state.sum()} of {len(state)} heads dropped: "
+                     "there are no numbers to compare. Load it as bfloat16 or float32")
 
 @patch
 def scores(self:Evaluator, state) -> np.ndarray: # shape (prompts,), also with subsampling

@@ -230,7 +230,8 @@ def continue_batch(
     *,
     stops=(), # token ids that end a continuation, which is then filled with the first of them
     **kwargs, # for `sample_token`
-) -> torch.Tensor: # new token ids, (rows*copies, steps); -1: logits not finite; steps = new_tokens unless all have ended
+) -> torch.Tensor: # new token ids, -1 after logits that are not finite, shape (rows*copies, steps);
+    # steps = new_tokens unless all have ended
     "Continue the prompts of one batch, each with as many copies as it has seeds."
     has_cache = forward_accepts(lm.model, "past_key_values")
     cache = transformers.DynamicCache(config=lm.model.config) if has_cache else None

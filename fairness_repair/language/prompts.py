@@ -133,8 +133,8 @@ def read_rows(
         reason = f"{e.reason} at byte {e.start}"
         raise InputError(f"{path.name} is not UTF-8 ({reason}): save it as CSV UTF-8") from None
     except csv.Error as e:
-        raise InputError(f"{path.name} is not a CSV file ({e}): put each text with commas, quotes or line breaks in "
-                         "double quotes, and double the quotes inside") from None
+        raise InputError(f"{path.name} is not a CSV file ({e}): put each text with commas, quotes or line "
+                         "breaks in double quotes, and double the quotes inside") from None
     except OSError as e: raise InputError(f"{path} could not be read: {e.strerror}") from None
     if not rows: raise InputError(f"{path.name} has no rows: it needs a header and prompts below it")
     if twice := [name for name in header if header.count(name) > 1]:

@@ -69,7 +69,8 @@ def read_lines(
         with opener(path, "rt", encoding="utf-8-sig") as f: lines = f.readlines()
     except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, lzma.LZMAError) as e:
         raise InputError(f"{path} holds no UTF-8 text ({e})") from None
-    except OSError as e: raise InputError(f"text {str(path)!r} could not be read: {e.strerror or e}") from None
+    except OSError as e:
+        raise InputError(f"text {str(path)!r} could not be read: {e.strerror or e}") from None
     if not lines: raise InputError(f"{path} holds no UTF-8 text (it is empty)")
     return lines
 
@@ -90,7 +91,8 @@ def check_readme(
     "Refuse a README that names files outside of its folder."
     try: configs = (metadata_load(path) or {}).get("configs")
     except (YAMLError, ValueError, AttributeError, OSError) as e:
-        raise InputError(f"the header of {path} could not be read: {' '.join(str(e).split())[:200]}") from None
+        cause = " ".join(str(e).split())[:200]
+        raise InputError(f"the header of {path} could not be read: {cause}") from None
     for named in all_strings(configs):
         if named.startswith(("/", "~")) or "://" in named or "::" in named or ".." in Path(named).parts:
             raise InputError(f"{path} names the data file {named!r}, which is outside of its folder")
@@ -111,7 +113,7 @@ def link_files(
         if not any(file.resolve().is_relative_to(place) for place in inside):
             raise InputError(f"{file} is a link to {file.resolve()}, outside of its folder: copy the file")
         link = target/re.sub(r"[^\w./-]", "_", name.as_posix())
-        if link.exists(): raise InputError(f"{folder} has two files with nearly the same name as {name}: rename one")
+        if link.exists(): raise InputError(f"{folder} has two files with nearly the name {name}: rename one")
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(file.resolve())
 
@@ -136,11 +138,13 @@ def read_folder(
     links = Path(scratch)/"files"
     link_files(Path(folder), links)
     files = [file for file in links.rglob("*") if file.is_file() and file.name != "README.md"]
-    if not files: raise InputError(f"text {folder!r} could not be read: it has no {', '.join(CORPUS_FILES)} file")
-    options = dict(path=str(links), cache_dir=f"{scratch}/cache")  # local files need no second copy in the cache
+    if not files:
+        raise InputError(f"text {folder!r} could not be read: it has no {', '.join(CORPUS_FILES)} file")
+    options = dict(path=str(links), cache_dir=f"{scratch}/cache") # no second copy in the user's cache
     if {file.suffix for file in files} != {".txt"}: return load_dataset(**options)
     found = load_dataset_builder(**options).config.data_files # datasets would read lines without their ends
-    return {str(name): dict(text=[line for file in part for line in read_lines(file)]) for name, part in found.items()}
+    join = lambda part: dict(text=[line for file in part for line in read_lines(file)])
+    return {str(name): join(part) for name, part in found.items()}
 
 def read_data_set(
     source:str,  # a folder or a hub id
@@ -175,7 +179,8 @@ def read_corpus(
     found = read_data_set(source)
     for name, lines in found.items():
         if wrong := [i for i, line in enumerate(lines) if not isinstance(line, str)]:
-            raise InputError(f"{source}: row {wrong[0]} of column text in {name} is {lines[wrong[0]]!r}, not a text")
+            raise InputError(f"{source}: row {wrong[0]} of column text in {name} is {lines[wrong[0]]!r}, "
+                             "not a text")
     return found
 
 # %% ../../nbs/language/04_texts.ipynb #c021

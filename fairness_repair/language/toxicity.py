@@ -31,11 +31,12 @@ def check_scores(
     "Refuse scores outside [0, 1], NaN, or not one per text."
     scores = np.asarray(scores, float)
     if scores.shape != (len(texts),):
-        raise InputError(f"scorer {name!r} returned shape {scores.shape} for {len(texts)} texts: needs one number each")
+        raise InputError(f"scorer {name!r} returned shape {scores.shape} for {len(texts)} texts: "
+                         "needs one number each")
     if (good := (scores > -1e-6) & (scores < 1 + 1e-6)).all(): return scores # room for a rounding error
     at = int((~good).argmax())
-    raise InputError(f"scorer {name!r} gives {scores[at]} to the text {texts[at]!r}: toxicity lies between 0 and 1. "
-                     "Use a classifier whose outputs are probabilities")
+    raise InputError(f"scorer {name!r} gives {scores[at]} to the text {texts[at]!r}: "
+                     "toxicity lies between 0 and 1. Use a classifier whose outputs are probabilities")
 
 class Scorer:
     "Base of all scorers: a subclass sets `name`, and its `score` maps texts with content to toxicity."
@@ -140,7 +141,8 @@ def load_tokenizer(
     local:bool=True,  # read only what is stored on this machine
 ):                    # a transformers tokenizer
     "Load the tokenizer of a checkpoint; refuse an empty vocabulary."
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=local)
+    safe = dict(trust_remote_code=False, local_files_only=local)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model, **safe)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise InputError(f"{model} has no tokenizer: save one in the same folder as the weights")
     return tokenizer
@@ -156,7 +158,7 @@ def set_padding(
               if token and tokenizer.convert_tokens_to_ids(token) < n]
     tokenizer.pad_token = usable[0] if usable else tokenizer.convert_ids_to_tokens(0)
     net.config.pad_token_id = tokenizer.pad_token_id
-    reads_last = getattr(net.config, "summary_type", None) == "last" # XLNet; others may count positions from the left
+    reads_last = getattr(net.config, "summary_type", None) == "last" # as in XLNet
     tokenizer.padding_side = "left" if reads_last else "right"
 
 def max_text_tokens(
@@ -249,9 +251,10 @@ def check_ranking(
     "Refuse a scorer that does not give an insult more than a harmless text."
     low, high = scorer([HARMLESS, INSULT])
     if high > low: return scorer
-    raise InputError(f"scorer {scorer.name!r} gives {high:.3f} to the insult {INSULT!r} and {low:.3f} to the harmless text "
-                     f"{HARMLESS!r}: its label does not mean toxic. Name another with label=, --label or -p label; "
-                     f"if it scores another language or toy words, put {UNCHECKED!r} before its name")
+    raise InputError(f"scorer {scorer.name!r} gives {high:.3f} to the insult {INSULT!r} and {low:.3f} to the "
+                     f"harmless text {HARMLESS!r}: its label does not mean toxic. Name another with label=, "
+                     "--label or -p label; if it scores another language or toy words, put "
+                     f"{UNCHECKED!r} before its name")
 
 def load_word_list(
     path, # a text file in UTF-8, a word or phrase per line
@@ -272,7 +275,8 @@ def read_classifier(
     except InputError: raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as e:
         cause = (str(e).splitlines() or [type(e).__name__])[0]
-        if "trust_remote_code" in str(e): cause = "it needs code from its own repository, which is never run here."
+        if "trust_remote_code" in str(e):
+            cause = "it needs code from its own repository, which is never run here."
         advice = f"{ProfanityScorer.name!r} needs no download."
         raise InputError(f"scorer {name!r} could not be read: {cause} {advice}") from e
 

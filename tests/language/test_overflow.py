@@ -104,13 +104,13 @@ def test_a_mask_that_overflows_is_infinitely_bad_and_the_others_are_measured(bac
     lm, masks = fragile(), np.vstack([np.zeros(8, bool), np.eye(8, dtype=bool)])
     found = metrics(lm)
     evaluator = Evaluator(lm, found[name], found["text"], backend=backends[backend]())
-    with pytest.warns(UserWarning, match="mine overflows in float32 with 1 heads dropped.*infinitely bad"): table = evaluator(masks)
+    with pytest.warns(UserWarning, match="mine overflows in float32 with 1 of 8 heads dropped.*infinitely bad"): table = evaluator(masks)
     broken = np.arange(9) == 4
     for column in ("bias", "perplexity", "toxicity", "noise_floor"):
         assert np.isinf(table[column][broken]).all() and np.isfinite(table[column][~broken]).all(), column
     pd.testing.assert_frame_equal(evaluator(masks), table) # read again from the store
     assert evaluator.counts.measured == 18
-    with pytest.raises(InputError, match="overflows with 1 heads dropped: there are no numbers to compare"): evaluator.scores(masks[4])
+    with pytest.raises(InputError, match="overflows with 1 of 8 heads dropped: there are no numbers to compare"): evaluator.scores(masks[4])
 
 
 def test_a_search_goes_on_past_a_mask_that_overflows():
