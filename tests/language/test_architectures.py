@@ -13,9 +13,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from fairness_repair.core import InputError, paths
 from fairness_repair.language.ablation import ablate_layer, can_skip_layers, record_layers
-from fairness_repair.language.attention import (NO_CACHE_FAMILIES, UNPADDED_FAMILIES, attention_output_projections,
-                                                find_attention, find_layers)
-from fairness_repair.language.generation import continue_batch
+from fairness_repair.language.attention import attention_output_projections, find_attention, find_layers
+from fairness_repair.language.generation import continue_batch, map_batches
 from fairness_repair.language.heads import heads_dropped, prune
 from fairness_repair.language.model_metrics import TextPerplexity
 from fairness_repair.language.models import LM, check_config
@@ -128,16 +127,19 @@ def test_no_logit_depends_on_a_later_token(lm):
 
 def test_generation_with_cache_and_padding(lm):
     "Logits of each new token under a mask, from a padded batch with a cache, against whole rows without either."
-    prompts, seen = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22, 23, 24]], []
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22, 23, 24]]
     state = np.isin(np.arange(lm.n_heads_total), [1, lm.n_heads_total - 1])
-    if lm.name in UNPADDED_FAMILIES: prompts = prompts[:1]
-    with heads_dropped(lm.model, state):
+    def sample(part):
+        seen, rows = [], [prompts[i] for i in part]
         handle = lm.model.register_forward_hook(lambda module, args, out: seen.append(out.logits[:, -1]))
-        new = continue_batch(lm, prompts, torch.arange(len(prompts)), 4).tolist()
+        new = continue_batch(lm, rows, torch.arange(len(rows)), 4)
         handle.remove()
-        for i, (prompt, more) in enumerate(zip(prompts, new)):
-            with torch.no_grad(): plain = lm.model(torch.tensor([prompt + more]), use_cache=False).logits[0]
-            assert not differ(torch.stack([step[i] for step in seen]), plain[len(prompt) - 1:-1])
+        return new.tolist(), torch.stack(seen, 1)
+    with heads_dropped(lm.model, state):
+        for part, (new, found) in map_batches(sample, [len(row) + 4 for row in prompts], lm, batch_size=8):
+            for i, more, steps in zip(part, new, found):
+                with torch.no_grad(): plain = lm.model(torch.tensor([prompts[i] + more])).logits[0]
+                assert not differ(steps, plain[len(prompts[i]) - 1:-1])
 
 def test_ablation_by_layer(lm):
     "Each head of the last layer by layer, where that shortcut is taken."
