@@ -59,11 +59,11 @@ def layers_recorded(
 
 # %% ../../nbs/language/11_ablation.ipynb #c011
 def repeat_rows(
-    output,    # a tensor, or a tuple with tensors
+    output,    # a tensor, or a tuple or list with tensors
     times:int, # of each row
 ):             # the same type
     "Repeat each row of a layer's output."
-    if isinstance(output, tuple): return tuple(repeat_rows(x, times) for x in output)
+    if isinstance(output, (tuple, list)): return type(output)(repeat_rows(x, times) for x in output)
     return output.repeat_interleave(times, 0) if torch.is_tensor(output) else output
 
 # %% ../../nbs/language/11_ablation.ipynb #c013

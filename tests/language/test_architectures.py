@@ -132,7 +132,7 @@ def test_generation_with_cache_and_padding(lm):
     def sample(part):
         seen, rows = [], [prompts[i] for i in part]
         handle = lm.model.register_forward_hook(lambda module, args, out: seen.append(out.logits[:, -1]))
-        new = continue_batch(lm, rows, torch.arange(len(rows)), 4)
+        new = continue_batch(lm, rows, torch.arange(len(rows)), 4, forbidden=[0])
         handle.remove()
         return new.tolist(), torch.stack(seen, 1)
     with heads_dropped(lm.model, state):
