@@ -216,3 +216,19 @@ def test_a_tokenizer_that_changes_in_place_has_another_hash(change):
     assert tokenizer_hash(tokens) == before
     change(tokens)
     assert tokenizer_hash(tokens) != before
+
+
+@pytest.mark.parametrize("texts, message", [("w5 w6", "not one text: put it in brackets"), (["w5", None], "None is not a text"),
+                                            (["w5", float("nan")], "nan is not a text"), ([], "no prompt|no token to score")])
+def test_what_is_no_list_of_texts(texts, message):
+    lm = LM("mine", build("gpt2"), tokenizer())
+    for work in (lambda: generate(lm, texts), lambda: TextPerplexity(lm, texts)):
+        with pytest.raises(InputError, match=message): work()
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(tokens=1), "tokens = 1: needs 2"), (dict(tokens=-4), "tokens = -4: needs 2"), (dict(window=1), "no token to score"),
+    (dict(stride=99, window=8), "stride = 99"), (dict(stride=-1), "stride = -1"), (dict(mode="x"), "mode 'x'")])
+def test_windows_that_score_nothing_or_leave_text_out(options, message):
+    lm = LM("mine", build("gpt2"), tokenizer())
+    with pytest.raises(InputError, match=message): TextPerplexity(lm, ["w5 w6 w7 w8"], **options)
