@@ -305,7 +305,8 @@ class TextPerplexity(Metric):
         window = window or min(1024, positions)
         if window > positions: raise InputError(f"window = {window}: {lm.name} has {positions} positions")
         if mode not in ("sliding", "fasp"): raise InputError(f"mode {mode!r}: use 'sliding' or 'fasp'")
-        if tokens is not None and tokens < 2: raise InputError(f"tokens = {tokens}: needs 2 or more, or None for all")
+        if tokens is not None and tokens < 2:
+            raise InputError(f"tokens = {tokens}: needs 2 or more, or None for all")
         self.window, self.stride, self.mode = window, stride or max(1, window//2), mode
         self.tokenizer = tokenizer_hash(lm.tokenizer)
         self.windows = [w for w in self.cut(lm, documents, positions, tokens) if w.scored > 0]
