@@ -1,6 +1,6 @@
 "Prompts are continued, continuations read as a reader sees them, and text alone is scored, under every tokenizer."
 import pytest, torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, ByT5Tokenizer
 
 from fairness_repair.core import InputError
 from fairness_repair.language.generation import continue_batch, generate, make_sampler, sample_token
@@ -232,3 +232,24 @@ def test_what_is_no_list_of_texts(texts, message):
 def test_windows_that_score_nothing_or_leave_text_out(options, message):
     lm = LM("mine", build("gpt2"), tokenizer())
     with pytest.raises(InputError, match=message): TextPerplexity(lm, ["w5 w6 w7 w8"], **options)
+
+
+def test_padding_and_truncation_stored_in_a_tokenizer_count_for_nothing(own):
+    lm, text = lm_with(own), "the man is a good doctor"
+    row, scored = prompt_ids(lm, [text]), TextPerplexity(lm, [text]).scored.sum()
+    own.backend_tokenizer.enable_truncation(3)
+    own.backend_tokenizer.enable_padding(length=40)
+    assert prompt_ids(lm, [text]) == row and TextPerplexity(lm, [text]).scored.sum() == scored
+
+
+def test_a_tokenizer_in_python():
+    "ByT5's: bytes, an end token behind each text, no `tokenizer.json`."
+    own = ByT5Tokenizer()
+    lm = LM("mine", model_of("gpt2", len(own), **gpt2), own)
+    row, new = prompt_ids(lm, ["the män"])[0], own(" is", add_special_tokens=False)["input_ids"]
+    assert row == own("the män", add_special_tokens=False)["input_ids"]
+    assert decode_continuations(own, [row], [new]) == [" is"]
+    assert TextPerplexity(lm, ["abc"]).scored.sum() == 2
+    before = tokenizer_hash(own)
+    own.add_tokens(["<new>"])
+    assert tokenizer_hash(own) != before
