@@ -19,7 +19,8 @@ from ..core import InputError
 from .attention import NO_CACHE_FAMILIES, UNPADDED_FAMILIES, of_layer
 from .models import LM
 from .overflow import not_finite_error
-from .tokenization import check_length, decode_continuations, first_position, padding_id, prompt_ids
+from .tokenization import check_length, check_texts, decode_continuations, first_position
+from .tokenization import padding_id, prompt_ids
 
 # %% ../../nbs/language/05_generation.ipynb #c005
 def prompt_seed(
@@ -276,7 +277,7 @@ def make_sampler(
     "Tokenize prompts and prepare their noise."
     for name, value in dict(new_tokens=new_tokens, top_k=top_k, temperature=temperature).items():
         if not value > 0: raise InputError(f"{name} = {value}: needs a number above 0")
-    rows = prompt_ids(lm, texts)
+    if not (rows := prompt_ids(lm, texts)): raise InputError("there is no prompt: give at least one")
     lengths = np.array([len(r) + new_tokens for r in rows])
     check_length(lm, lengths.max())
     repeats = np.zeros(len(rows), int) if repeat_index is None else repeat_index
@@ -311,7 +312,7 @@ def generate(
     **kwargs, # for `sample_continuations`
 ) -> list:    # continuations as text, in the order of the prompts
     "Sample one continuation for each prompt; refuse a model whose logits are not finite."
-    texts = list(texts)
+    texts = check_texts(texts)
     found = sample_continuations(lm, texts, **kwargs)
     if None not in found: return found
     broken = texts[found.index(None)]
