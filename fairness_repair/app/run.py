@@ -110,7 +110,7 @@ def run_job(
     verdict = judge(found["table"], mask, axis=s.axis, limit=s.max_perplexity_ratio, reason=choice.reason)
     counts = sum((e.counts for e in evaluators.values()), Counts())
     record = provenance(config=job.config, weights=lm.weights_hash(), status=verdict.status,
-                        verdict=verdict.sentence, dropped=mask_to_heads(mask, lm.n_heads),
+                        verdict=verdict.sentence, dropped=mask_to_heads(mask, lm.n_layers, lm.n_heads),
                         state=state_to_hex(mask), heads=len(mask),
                         measured=counts.measured, reused=counts.reused,
                         seconds=round(time.perf_counter() - start, 1))
