@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['MAX_DROPPED', 'PUBLISHED', 'STRATEGIES', 'default_search_space', 'single_neuron_costs', 'best_single_neuron',
-           'resampled_costs', 'RepairStrategy', 'get_strategy', 'geometric_cooling', 'search_neurons',
+           'resampled_costs', 'best_resampled', 'RepairStrategy', 'get_strategy', 'geometric_cooling', 'search_neurons',
            'NeuronRepairResult', 'evaluate_drop_masks', 'repair_classifier', 'network_configs', 'first_attribute',
            'RepairConfig', 'experiment_configs', 'RepairProblem', 'load_problem', 'ProblemCache', 'run_repair',
            'run_experiment']
 
 # %% ../../nbs/tabular/05_neufair.ipynb #c002
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from threading import Lock
 from typing import NamedTuple
@@ -19,10 +19,12 @@ import numpy as np, pandas as pd
 from threadpoolctl import threadpool_limits
 
 from ..core import Budget, InputError, git_commit, hardware, unknown_name_message
-from .fairness_metrics import compute_metrics
+from .fairness_metrics import compute_metrics, equalized_odds_interval, smallest_cell
 from .incremental import anneal_incremental
 from .networks import TRAINING_RECIPES, as_layers, list_authors_networks, load_authors_network, train
-from .neurons import Cost, PrunableMLP, check_cost_settings, count_positives, forward_logits, make_cost
+from .neurons import (
+    ROWS, Cost, PrunableMLP, check_cost_settings, count_positives, forward_logits, make_cost, select_rows)
+from .postprocessing import POSTPROCESSING, postprocess
 from ..search import SearchResult, genetic_search, log_cooling, random_search
 from ..states import SearchSpace, state_to_hex
 from .tables import DATA_SETS, PAPER_SETTINGS, Table, load_table
@@ -70,6 +72,18 @@ def resampled_costs(
     def costs(w): return cost((predicted*w @ member).reshape(shape), (w @ member).reshape(shape[1:]))
     return np.mean([costs(w) for w in draws], axis=0)
 
+def best_resampled(
+    mlp:PrunableMLP,
+    cost:Cost,
+    states, # bool, shape (states, n), the original among them
+    *,
+    rng=0,  # seed or Generator
+) -> np.ndarray: # bool, shape (n,)
+    "Select the state of lowest resampled cost among those that cost no more than the original."
+    good = states[cost(count_positives(mlp, states), mlp.totals) <= cost.original_unfairness]
+    if not len(good): return np.zeros(mlp.n, bool)
+    return good[resampled_costs(mlp, cost, good, rng=rng).argmin()]
+
 # %% ../../nbs/tabular/05_neufair.ipynb #c018
 @dataclass(frozen=True)
 class RepairStrategy:
@@ -78,13 +92,15 @@ class RepairStrategy:
     drop_mode: str = "zero_output" # as in `PrunableMLP`
     penalty_shape: str = "graded"  # as in `Cost`
     cooling: str = "geometric" # "geometric": to a thousandth over the budget; "log": the published schedule
+    chi_0: float = .75         # share of uphill moves that the first temperature accepts
+    smooth: bool = False       # as in `Cost`, while searching
     n_best: int = 60           # best distinct states that are compared on bootstrap samples; 1: no comparison
     margin: float = .005       # added to the F1 threshold while searching
     rounded_f1: bool = False   # take the original's F1 from the authors' file name, rounded, as published
 
 PUBLISHED = dict(drop_mode="keep_bias", penalty_shape="step", cooling="log", n_best=1, margin=0.)
 STRATEGIES = {
-    "SA": RepairStrategy(), "RW": RepairStrategy("RW"), "single": RepairStrategy("single"),
+    "SA": RepairStrategy(), "SA, smooth": RepairStrategy(smooth=True, chi_0=.05), "RW": RepairStrategy("RW"), "single": RepairStrategy("single"),
     "random": RepairStrategy("random"), "genetic": RepairStrategy("genetic"),
     "SA, paper": RepairStrategy(**PUBLISHED), "RW, paper": RepairStrategy("RW", **PUBLISHED),
     "single, paper": RepairStrategy("single", rounded_f1=True, **PUBLISHED)}
@@ -107,7 +123,7 @@ def geometric_cooling(
 # %% ../../nbs/tabular/05_neufair.ipynb #c022
 def search_neurons(
     strategy:RepairStrategy,
-    mlp:PrunableMLP, # on the validation rows
+    mlp:PrunableMLP, # on the rows of the search
     cost:Cost,
     space:SearchSpace,
     *,
@@ -123,7 +139,7 @@ def search_neurons(
     n_temperature_steps = max(10, min(5000, (n_states or 50_000)//10))
     cooling = geometric_cooling(n_states) if strategy.cooling == "geometric" and n_states else log_cooling
     return anneal_incremental(mlp, cost, space, n_temperature_steps=n_temperature_steps, cooling=cooling,
-                              accept_all=strategy.search == "RW", **kwargs)
+                              chi_0=strategy.chi_0, accept_all=strategy.search == "RW", **kwargs)
 
 # %% ../../nbs/tabular/05_neufair.ipynb #c025
 @dataclass
@@ -133,10 +149,16 @@ class NeuronRepairResult:
     drop_mode: str        # as in `PrunableMLP`
     metrics: pd.DataFrame # rows: split and network; columns: eod, spd, eopp, ppd, f1, accuracy
     search: SearchResult | None # None for the single neuron
+    rows: str             # on which the search measured, as in `select_rows`
+    n_rows: int
+    smallest_cell: tuple  # the name of the group, the label and the number of the fewest rows of the search
+    eod_interval: tuple   # 95 % interval of EOD on test rows after the repair: low, high
 
     def __repr__(self):
-        n_dropped = int(self.drop_mask.sum())
-        return f"{n_dropped} of {len(self.drop_mask)} neurons dropped\n{self.metrics.round(4)}"
+        (group, label, n), (low, high) = self.smallest_cell, self.eod_interval
+        return (f"{int(self.drop_mask.sum())} of {len(self.drop_mask)} neurons dropped\n"
+                f"searched on {self.n_rows:,} rows ({self.rows}), the fewest, {n:,}, of {group} with label {label}\n"
+                f"EOD on test rows in [{low:.4f}, {high:.4f}] (95 %)\n{self.metrics.round(4)}")
 
 # %% ../../nbs/tabular/05_neufair.ipynb #c026
 def evaluate_drop_masks(
@@ -158,8 +180,9 @@ def evaluate_drop_masks(
 def repair_classifier(
     network, # a ReLU network with one logit, or its (weights, biases)
     table:Table,
-    strategy:str="SA", # one of `STRATEGIES`
+    strategy:str="SA, smooth", # one of `STRATEGIES`
     *,
+    rows=None,     # of the search, as in `select_rows`
     budget=20_000, # states, or a `Budget`
     metric:str="eod",      # unfairness to minimise: "eod", "spd", "eopp", "ppd"
     penalty:float=3.,      # NeuFair's p
@@ -172,20 +195,24 @@ def repair_classifier(
     "Find the neurons without which a network is fairer at nearly the same F1."
     plan = get_strategy(strategy)
     weights, biases = network if isinstance(network, tuple) else as_layers(network, table=table)
-    mlp = PrunableMLP(weights, biases, *table.split("val"), drop_mode=plan.drop_mode)
+    name, rows = select_rows(table, rows)
+    mlp = PrunableMLP(weights, biases, table.X[rows], table.y[rows], table.group[rows], drop_mode=plan.drop_mode)
     cost = make_cost(mlp, metric=metric, penalty=penalty, threshold=min(1., threshold + plan.margin),
                      penalty_shape=plan.penalty_shape, reference_f1=published_f1 if plan.rounded_f1 else None)
     if plan.search == "single": found, drop_mask = None, best_single_neuron(single_neuron_costs(mlp, cost))
     else:
         space = space or default_search_space(mlp.n, table.name)
-        found = search_neurons(plan, mlp, cost, space, budget=budget, rng=rng, **kwargs)
+        searched = replace(cost, smooth=plan.smooth)
+        found = search_neurons(plan, mlp, searched, space, budget=budget, rng=rng, **kwargs)
         drop_mask = found.state
-        if plan.n_best > 1:
-            good = found.best_states[found.best_costs <= cost.original_unfairness]
-            drop_mask = good[resampled_costs(mlp, cost, good, rng=rng).argmin()]
+        if plan.n_best > 1: drop_mask = best_resampled(mlp, cost, found.best_states, rng=rng)
     masks = {"original": np.zeros(mlp.n, bool), "repaired": drop_mask}
     metrics = evaluate_drop_masks(weights, biases, table, masks, drop_mode=plan.drop_mode)
-    return NeuronRepairResult(drop_mask, plan.drop_mode, metrics, found)
+    held_out = PrunableMLP(weights, biases, *table.split("test"), drop_mode=plan.drop_mode)
+    interval = equalized_odds_interval(count_positives(held_out, [drop_mask])[0], held_out.totals)
+    group, label, n = smallest_cell(mlp.totals)
+    return NeuronRepairResult(drop_mask, plan.drop_mode, metrics, found, name, mlp.n_rows,
+                              (table.group_names[group], label, n), interval)
 
 # %% ../../nbs/tabular/05_neufair.ipynb #c032
 def network_configs(
@@ -213,18 +240,19 @@ def first_attribute(
 # %% ../../nbs/tabular/05_neufair.ipynb #c032a
 @dataclass(frozen=True)
 class RepairConfig:
-    "Configure one repair of an experiment; None is the default of `repair_classifier`."
+    "Configure one repair of an experiment; None is the default of `repair_classifier`, for `rows` \"val\"."
     dataset: str          # as in `load_table`
     protected: str        # attribute
     networks: str         # as in `network_configs`
     seed: int             # of split, network and search
-    strategy: str = "SA"  # one of `STRATEGIES`
+    strategy: str = "SA"  # one of `STRATEGIES` or `POSTPROCESSING`
     dropout: float | None = None # selects one of two networks of the authors
     budget: int | None = None    # states
     metric: str | None = None
     penalty: float | None = None
     threshold: float | None = None
     bounds: list | None = None   # n_l, n_u
+    rows: str | None = None      # of the search, as in `select_rows`
 
     def to_record(self) -> dict:
         "Give the stored question. Its keys are hashed and never change: `strategy` is stored as `by`."
@@ -243,15 +271,18 @@ def experiment_configs(
     *,
     networks:str="quick", # as in `network_configs`
     seeds:int=2,          # networks per setting
-    strategies=("SA",),   # names of `STRATEGIES`
-    **settings,           # budget, metric, penalty, threshold, bounds, as in `RepairConfig`
+    strategies=("SA",),   # names of `STRATEGIES`, and of `POSTPROCESSING`, which search nothing
+    **settings,           # budget, metric, penalty, threshold, bounds, rows, as in `RepairConfig`
 ) -> list:                # of `RepairConfig`
     "Configure all repairs of an experiment, and check the settings before any work."
     pairs = list(PAPER_SETTINGS) if dataset == "all" else [(dataset, protected or first_attribute(dataset))]
-    for strategy in strategies: get_strategy(strategy)
+    for strategy in strategies:
+        if strategy not in POSTPROCESSING: get_strategy(strategy)
     check_cost_settings(**{k: settings[k] for k in ("metric", "penalty", "threshold") if k in settings})
     if "budget" in settings: Budget(states=settings["budget"])
-    return [RepairConfig(d, p, networks=networks, strategy=strategy, **network, **settings)
+    if settings.get("rows") not in (None, *ROWS): raise InputError(unknown_name_message("rows", settings["rows"], ROWS))
+    used = {s: {k: settings[k] for k in settings if k == "rows" or s not in POSTPROCESSING} for s in strategies}
+    return [RepairConfig(d, p, networks=networks, strategy=strategy, **network, **used[strategy])
             for d, p in pairs for network in network_configs(d, networks, seeds) for strategy in strategies]
 
 # %% ../../nbs/tabular/05_neufair.ipynb #c034
@@ -286,23 +317,34 @@ def run_repair(
 ) -> dict: # state, units, dropped, evaluated, seconds, reason, accepted, ..., "<split> <network> <metric>"
     "Run one repair and return the answer to store. Its keys never change."
     problem = load(config.dataset, config.protected, config.seed, config.networks, config.dropout)
+    if config.strategy in POSTPROCESSING: return _run_postprocessing(config, problem)
     given = {name: getattr(config, name) for name in ("budget", "metric", "penalty", "threshold")}
     given = {name: value for name, value in given.items() if value is not None}
     if config.bounds:
         _, biases = problem.layers
         given["space"] = SearchSpace(sum(len(b) for b in biases[:-1]), *config.bounds)
-    fixed = repair_classifier(problem.layers, problem.table, config.strategy, rng=config.seed,
-                              published_f1=problem.published_f1, **given)
+    fixed = repair_classifier(problem.layers, problem.table, config.strategy, rows=config.rows or "val",
+                              rng=config.seed, published_f1=problem.published_f1, **given)
     mask = fixed.drop_mask
     answer = dict(state=state_to_hex(mask), units=len(mask), dropped=int(mask.sum()))
     if found := fixed.search:
         accepted = found.history["accepted"].mean() if "accepted" in found.history else np.nan
         answer |= dict(evaluated=found.n_evaluations, seconds=found.seconds, reason=found.stop_reason,
                        accepted=float(accepted))
-    answer |= dict(commit=git_commit(), hardware=hardware())
-    for (split, network), row in fixed.metrics.iterrows():
-        answer |= {f"{split} {network} {metric}": value for metric, value in row.items()}
-    return answer
+    if config.rows:
+        (group, label, n), (low, high) = fixed.smallest_cell, fixed.eod_interval
+        answer |= dict(n_rows=fixed.n_rows, smallest_group=group, smallest_label=label, smallest_rows=n,
+                       test_eod_low=low, test_eod_high=high)
+    return answer | _stored_metrics(fixed.metrics)
+
+def _stored_metrics(metrics): # of `NeuronRepairResult` or `postprocess`
+    values = {f"{split} {network} {metric}": value
+              for (split, network), row in metrics.iterrows() for metric, value in row.items()}
+    return dict(commit=git_commit(), hardware=hardware()) | values
+
+def _run_postprocessing(config, problem) -> dict: # "test <network> <metric>"
+    rows = config.rows or "val"
+    return _stored_metrics(postprocess(problem.layers, problem.table, config.strategy, rows=rows, rng=config.seed))
 
 # %% ../../nbs/tabular/05_neufair.ipynb #c037
 def run_experiment(

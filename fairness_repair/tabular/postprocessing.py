@@ -6,12 +6,13 @@
 __all__ = ['POSTPROCESSING', 'privileged_group', 'RejectOption', 'CalibratedEqualizedOdds', 'ThresholdOptimiser', 'postprocess']
 
 # %% ../../nbs/tabular/07_postprocessing.ipynb #c002
-import numpy as np
+import numpy as np, pandas as pd
 from sklearn.base import BaseEstimator
 
 from ..core import InputError, unknown_name_message
-from .fairness_metrics import compute_metrics, count_by_group_label
-from .neurons import PrunableMLP, forward_logits
+from .fairness_metrics import compute_metrics, count_by_group_label, group_label_codes
+from .neurons import PrunableMLP, forward_logits, select_rows
+from .tables import Table
 
 # %% ../../nbs/tabular/07_postprocessing.ipynb #c007
 def privileged_group(
@@ -110,26 +111,32 @@ POSTPROCESSING = {
     "reject option": RejectOption, "calibrated equalized odds": CalibratedEqualizedOdds}
 
 def postprocess(
-    weights, biases, # from `as_layers`
-    table,           # a `Table` of two compared groups
-    method:str,      # one of `POSTPROCESSING`
+    layers,     # weights and biases, from `as_layers`
+    table:Table, # of two compared groups
+    method:str, # one of `POSTPROCESSING`
     *,
-    rows="val",      # as in `Table.split`: the rows to which the method is fitted
-    rng:int=0,       # seed of random predictions
-) -> dict: # as from `compute_metrics`, on test rows
+    rows=None,  # to which the method is fitted, as in `select_rows`
+    rng:int=0,  # seed of random predictions
+) -> pd.DataFrame: # rows ("test", "original") and ("test", "repaired"), columns as in `compute_metrics`
     "Fit a post-processing method to a network's predictions and measure it on test rows."
     if method not in POSTPROCESSING:
         raise InputError(unknown_name_message("post-processing method", method, POSTPROCESSING))
     if len(table.group_names) != 2:
-        raise InputError(f"{len(table.group_names)} groups: post-processing compares two, choose them")
-    def scores(X, y, group):
-        mlp = PrunableMLP(weights, biases, X, y, group)
-        return mlp, 1/(1 + np.exp(-forward_logits(mlp, np.zeros(mlp.n, bool)).astype(float)))
-    X, y, group = table.split(rows)
-    compared = group >= 0
-    fitted = POSTPROCESSING[method]().fit(scores(X, y, group)[1][compared], y[compared], group[compared])
-    X, y, group = table.split("test")
-    mlp, found = scores(X, y, group)
-    predicted, compared = found > .5, group >= 0
-    predicted[compared] = fitted.predict(found[compared], group[compared], rng)
-    return compute_metrics(count_by_group_label(predicted, mlp.group_labels, mlp.n_groups), mlp.totals)
+        raise InputError(f"{len(table.group_names)} groups: post-processing compares two")
+    _, fitted_rows = select_rows(table, rows)
+    fitted_rows, test_rows = (r[table.group[r] >= 0] for r in (fitted_rows, table.split_indices["test"]))
+    scores = _scores(layers, table)
+    fitted = POSTPROCESSING[method]().fit(*(a[fitted_rows] for a in (scores, table.y, table.group)))
+    original = scores > .5
+    repaired = original.copy()
+    repaired[test_rows] = fitted.predict(scores[test_rows], table.group[test_rows], rng)
+    test_rows = table.split_indices["test"]
+    codes = group_label_codes(table.y[test_rows], table.group[test_rows], 2)
+    totals = count_by_group_label(np.ones(len(codes)), codes, 2)
+    metrics = {("test", name): compute_metrics(count_by_group_label(p[test_rows], codes, 2), totals)
+               for name, p in (("original", original), ("repaired", repaired))}
+    return pd.DataFrame(metrics).T.rename_axis(["split", "network"])
+
+def _scores(layers, table): # probability of the positive class, float64, shape (rows,)
+    mlp = PrunableMLP(*layers, table.X, table.y, table.group)
+    return 1/(1 + np.exp(-forward_logits(mlp, np.zeros(mlp.n, bool)).astype(float)))
