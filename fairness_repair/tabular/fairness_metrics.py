@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAIRNESS_METRICS', 'group_label_codes', 'count_by_group_label', 'equalized_odds_difference',
-           'euclidean_odds_difference', 'equal_opportunity_difference', 'demographic_parity_difference',
-           'predictive_parity_difference', 'f1_score', 'accuracy_score', 'compute_metrics', 'smallest_cell',
-           'equalized_odds_interval']
+           'equal_opportunity_difference', 'demographic_parity_difference', 'predictive_parity_difference', 'f1_score',
+           'accuracy_score', 'compute_metrics', 'smallest_cell', 'equalized_odds_interval']
 
 # %% ../../nbs/tabular/02_fairness_metrics.ipynb #c002
 import numpy as np
@@ -51,12 +50,6 @@ def equalized_odds_difference(
     "Compute the larger of the differences in true and in false positive rate (EOD)."
     p, n = positives[..., :-1, :], totals[:-1]
     return np.maximum(_rate_difference(p[..., 1], n[:, 1]), _rate_difference(p[..., 0], n[:, 0]))
-
-# %% ../../nbs/tabular/02_fairness_metrics.ipynb #c017b
-def euclidean_odds_difference(positives, totals): # as in `equalized_odds_difference`
-    "Compute the root of the summed squares of the differences in true and in false positive rate."
-    p, n = positives[..., :-1, :], totals[:-1]
-    return np.hypot(_rate_difference(p[..., 1], n[:, 1]), _rate_difference(p[..., 0], n[:, 0]))
 
 # %% ../../nbs/tabular/02_fairness_metrics.ipynb #c018
 def equal_opportunity_difference(positives, totals): # as in `equalized_odds_difference`

@@ -183,8 +183,8 @@ def _propagate(net, chain, unit, rows, d, update, work): # logits of the rows, s
 
 # %% ../../nbs/tabular/04_incremental.ipynb #c026
 @njit(nogil=True, cache=True)
-def _unfairness(positives, totals, metric, smooth):
-    "Compute the largest difference between compared groups, or the norm of the differences of both labels."
+def _unfairness(positives, totals, metric):
+    "Compute the largest difference between compared groups."
     widest = 0.
     for label in range(2 if metric == 0 else 1):
         low, high = np.inf, -np.inf
@@ -195,24 +195,23 @@ def _unfairness(positives, totals, metric, smooth):
             else: part, whole = positives[g, 1], positives[g].sum()               # predictive parity
             rate = part/max(whole, 1)
             low, high = min(low, rate), max(high, rate)
-        widest = math.hypot(widest, high - low) if smooth else max(widest, high - low)
+        widest = max(widest, high - low)
     return widest
 
 # %% ../../nbs/tabular/04_incremental.ipynb #c027
 @njit(nogil=True, cache=True)
 def _cost(positives, totals, rule): # rule: from `_cost_rule`
     "Compute `Cost` for one set of counts."
-    original_unfairness, min_f1, metric, penalty, graded, smooth = rule
-    unfairness = _unfairness(positives, totals, metric, smooth)
+    original_unfairness, min_f1, metric, penalty, graded = rule
+    unfairness = _unfairness(positives, totals, metric)
     f1 = 2*positives[:, 1].sum()/max(1, positives.sum() + totals[:, 1].sum())
     if f1 >= min_f1: return unfairness
     if graded: return original_unfairness*(1 + penalty*(1 - f1/min_f1))
     return unfairness + penalty*original_unfairness
 
-def _cost_rule(cost:Cost) -> tuple: # original_unfairness, min_f1, number of the metric, penalty, graded, smooth
+def _cost_rule(cost:Cost) -> tuple: # original_unfairness, min_f1, number of the metric, penalty, graded
     metric = list(FAIRNESS_METRICS).index(cost.metric)
-    graded = cost.penalty_shape == "graded"
-    return cost.original_unfairness, cost.min_f1, metric, cost.penalty, graded, cost.smooth
+    return cost.original_unfairness, cost.min_f1, metric, cost.penalty, cost.penalty_shape == "graded"
 
 # %% ../../nbs/tabular/04_incremental.ipynb #c030
 @njit(nogil=True, cache=True)

@@ -7,12 +7,12 @@ __all__ = ['PENALTY_SHAPES', 'ROWS', 'PrunableMLP', 'preactivations', 'forward_l
            'check_cost_settings', 'make_cost', 'select_rows']
 
 # %% ../../nbs/tabular/03_neurons.ipynb #c002
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import numpy as np
 
 from ..core import InputError, unknown_name_message
 from .fairness_metrics import (
-    FAIRNESS_METRICS, count_by_group_label, euclidean_odds_difference, f1_score, group_label_codes, smallest_cell)
+    FAIRNESS_METRICS, count_by_group_label, f1_score, group_label_codes, smallest_cell)
 from .networks import DROP_MODES
 from .tables import Table
 
@@ -93,21 +93,15 @@ class Cost:
     metric: str = "eod"        # a name of `FAIRNESS_METRICS`
     penalty: float = 3.        # NeuFair's multiplier p
     penalty_shape: str = "graded" # or "step", as published
-    smooth: bool = False      # EOD's larger difference is replaced by the root of the sum of both squares
 
     def __call__(self,
         positives, # from `count_positives`, shape (..., n_groups + 1, 2)
         totals,    # of the same rows, shape (n_groups + 1, 2)
     ):             # shape (...)
-        f1, unfairness = f1_score(positives, totals), self.unfairness(positives, totals)
+        unfairness, f1 = FAIRNESS_METRICS[self.metric](positives, totals), f1_score(positives, totals)
         if self.penalty_shape == "step": infeasible = unfairness + self.penalty*self.original_unfairness
         else: infeasible = self.original_unfairness*(1 + self.penalty*(1 - f1/self.min_f1))
         return np.where(f1 >= self.min_f1, unfairness, infeasible)
-
-    def unfairness(self, positives, totals): # as in `__call__`
-        "Compute the cost of a feasible state."
-        if self.smooth and self.metric == "eod": return euclidean_odds_difference(positives, totals)
-        return FAIRNESS_METRICS[self.metric](positives, totals)
 
 # %% ../../nbs/tabular/03_neurons.ipynb #c017
 def check_cost_settings(
@@ -132,7 +126,6 @@ def make_cost(
     threshold:float=.98,   # NeuFair's t: share of the original's F1 that must remain, in (0, 1]
     penalty_shape:str="graded", # or "step", as published
     reference_f1:float|None=None, # F1 of which `threshold` is a share; None: the unmodified network's here
-    smooth:bool=False,     # as in `Cost`
 ) -> Cost:
     "Make the cost of a network's states, relative to the unmodified network."
     check_cost_settings(metric=metric, penalty=penalty, threshold=threshold, penalty_shape=penalty_shape)
@@ -140,8 +133,8 @@ def make_cost(
     if reference_f1 is None: reference_f1 = float(f1_score(original, mlp.totals))
     if not reference_f1:
         raise InputError("the unmodified network predicts no positive row correctly (F1 = 0): train it first")
-    cost = Cost(np.inf, threshold*reference_f1, metric, float(penalty), penalty_shape, smooth)
-    return replace(cost, original_unfairness=max(.001, float(cost.unfairness(original, mlp.totals))))
+    unfairness = max(.001, float(FAIRNESS_METRICS[metric](original, mlp.totals)))
+    return Cost(unfairness, threshold*reference_f1, metric, float(penalty), penalty_shape)
 
 # %% ../../nbs/tabular/03_neurons.ipynb #c022b
 ROWS = ("train+val", "val", "train")
