@@ -29,7 +29,7 @@ from .neufair import default_search_space, get_strategy, repair_classifier
 from .neurons import check_cost_settings
 from .tables import Table
 
-# %% ../../nbs/tabular/06_estimator.ipynb #c014
+# %% ../../nbs/tabular/06_estimator.ipynb #c016
 def encode_sensitive_features(
     values,     # one value per row, or several columns, whose combinations are the groups
     n_rows:int, # of X
@@ -50,7 +50,7 @@ def encode_sensitive_features(
     if len(names) < 2: raise InputError(f"only one group, {names.tolist()}: fairness compares at least two")
     return codes, tuple(names.tolist())
 
-# %% ../../nbs/tabular/06_estimator.ipynb #c018
+# %% ../../nbs/tabular/06_estimator.ipynb #c020
 def groups_from_columns(
     X,       # a DataFrame, or an array
     columns, # name or position, or a list of them; or a function of X that returns the groups
@@ -69,7 +69,7 @@ def groups_from_columns(
         if c not in X.columns: raise InputError(unknown_name_message("column of X", c, X.columns))
     return X[columns]
 
-# %% ../../nbs/tabular/06_estimator.ipynb #c021
+# %% ../../nbs/tabular/06_estimator.ipynb #c023
 def split_within_cells(
     cells,  # code of group and label per row, shape (rows,)
     shares, # of the parts, which add up to 1
@@ -83,7 +83,7 @@ def split_within_cells(
     part = np.searchsorted(np.cumsum(shares)[:-1], place, side="right")
     return [np.sort(order[part == i]) for i in range(len(shares))]
 
-# %% ../../nbs/tabular/06_estimator.ipynb #c023
+# %% ../../nbs/tabular/06_estimator.ipynb #c025
 def check_cells(
     cells,       # 2*group + label per row, shape (rows,)
     group_names, # of all groups
@@ -99,7 +99,7 @@ def check_cells(
         f"{len(group_names)} groups needs at least {n_needed} rows of each class. Merge groups (numbers with "
         "pandas.cut), or leave the rows of this group out")
 
-# %% ../../nbs/tabular/06_estimator.ipynb #c026
+# %% ../../nbs/tabular/06_estimator.ipynb #c028
 def fairness_report(
     predictions:dict, # name -> bool, shape (rows,)
     y, group,         # bool and group code, shape (rows,)
@@ -122,7 +122,7 @@ def fairness_report(
             name: found[name] for name in (metric, "f1", "accuracy")} | dict(smallest_cell=cell)
     return pd.DataFrame([row(p) for p in predictions.values()], pd.Index(predictions, name="network"))
 
-# %% ../../nbs/tabular/06_estimator.ipynb #c029
+# %% ../../nbs/tabular/06_estimator.ipynb #c031
 def _train_here(X, y, train, val, recipe, seed, progress):
     "Train a network that reads raw features."
     X, val = np.asarray(X, np.float32), val if len(val) else train
@@ -132,7 +132,7 @@ def _train_here(X, y, train, val, recipe, seed, progress):
     network, _ = train_on_rows(Z[train], y[train], Z[val], y[val], recipe, seed=seed, progress=progress)
     return read_raw_features(network, mean, scale)
 
-# %% ../../nbs/tabular/06_estimator.ipynb #c032
+# %% ../../nbs/tabular/06_estimator.ipynb #c034
 def _check_unfitted(network):
     "Refuse what cannot be fitted and repaired, before any work."
     kind = type(network).__name__
@@ -151,7 +151,7 @@ def _fit_copy(network, X, y, classes, columns):
     binary = any(c.__name__ == "NeuralNetBinaryClassifier" for c in type(network).__mro__)
     return clone(network).fit(np.asarray(X, np.float32), y.astype(np.float32 if binary else np.int64))
 
-# %% ../../nbs/tabular/06_estimator.ipynb #c034
+# %% ../../nbs/tabular/06_estimator.ipynb #c036
 def _check_fitted_to(network, classes, columns):
     "Refuse a fitted network that was made for other classes or columns."
     pairs = [("classes", classes)] if isinstance(network, MLPClassifier) else []
@@ -164,7 +164,7 @@ def _check_fitted_to(network, classes, columns):
             raise InputError(f"the network was fitted with {name}_ = {theirs}, now they are {ours}: give the same, "
                              "in the same order")
 
-# %% ../../nbs/tabular/06_estimator.ipynb #c037
+# %% ../../nbs/tabular/06_estimator.ipynb #c039
 class NeuFairClassifier(ClassifierMixin, BaseEstimator):
     "Classify by a ReLU network of which neurons are dropped; `predict` is deterministic and needs no group."
     __metadata_request__fit = {"sensitive_features": True}
@@ -219,7 +219,7 @@ class NeuFairClassifier(ClassifierMixin, BaseEstimator):
         tags.classifier_tags.multi_class = False
         return tags
 
-# %% ../../nbs/tabular/06_estimator.ipynb #c039
+# %% ../../nbs/tabular/06_estimator.ipynb #c041
 @patch
 def _check_settings(self:NeuFairClassifier):
     "Refuse settings that cannot be followed."
@@ -243,7 +243,7 @@ def _validate(self:NeuFairClassifier, X, **kwargs):
         hint = ": encode texts, for example with OneHotEncoder(sparse_output=False) in a ColumnTransformer"
         raise InputError(f"{e}{hint if is_text else ''}") from None
 
-# %% ../../nbs/tabular/06_estimator.ipynb #c041
+# %% ../../nbs/tabular/06_estimator.ipynb #c043
 def _binary_labels(y) -> tuple: # the two classes, sorted; bool, True for the second
     "Encode the labels; refuse any other number of classes."
     try: check_classification_targets(y)
@@ -265,7 +265,7 @@ def _groups(self:NeuFairClassifier, X, sensitive_features, n_rows) -> tuple: # a
     if given[1]: sensitive_features = groups_from_columns(X, self.sensitive_columns)
     return encode_sensitive_features(sensitive_features, n_rows)
 
-# %% ../../nbs/tabular/06_estimator.ipynb #c043
+# %% ../../nbs/tabular/06_estimator.ipynb #c045
 @patch
 def _split(self:NeuFairClassifier, y, group, seed) -> dict: # row numbers: "train", "val", "held-out"
     "Split the rows; refuse groups that are too small."
@@ -287,7 +287,7 @@ def _network(self:NeuFairClassifier, X, y, rows, seed):
     _check_fitted_to(given, self.classes_, columns)
     return given
 
-# %% ../../nbs/tabular/06_estimator.ipynb #c044
+# %% ../../nbs/tabular/06_estimator.ipynb #c046
 @patch
 def _repair(self:NeuFairClassifier, X, y, group, rows, seed):
     "Search for the neurons to drop, and report."
