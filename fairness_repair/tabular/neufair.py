@@ -38,7 +38,7 @@ def default_search_space(
     dataset:str="",  # one of the paper's, for its bounds
 ) -> SearchSpace:
     "Bound the number of dropped neurons as the paper does."
-    published = MAX_DROPPED.get(dataset.split("-")[0])
+    published = MAX_DROPPED.get(dataset.removesuffix("-noleak"))
     return SearchSpace(n, min(2, n - 1), min(published or max(3, round(.3*n)), n))
 
 # %% ../../nbs/tabular/05_neufair.ipynb #c010
