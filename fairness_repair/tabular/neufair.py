@@ -140,13 +140,14 @@ class NeuronRepairResult:
     rows: str             # on which the search measured, as in `select_rows`
     n_rows: int
     smallest_cell: tuple  # the name of the group, the label and the number of the fewest rows of the search
-    eod_interval: tuple   # 95 % interval of EOD on test rows after the repair: low, high
+    eod_interval: tuple | None # 95 % interval of EOD on test rows after the repair: low, high
 
     def __repr__(self):
-        (group, label, n), (low, high) = self.smallest_cell, self.eod_interval
+        group, label, n = self.smallest_cell
+        held_out = "EOD on test rows in [{:.4f}, {:.4f}] (95 %)\n".format(*self.eod_interval) if self.eod_interval else ""
         return (f"{int(self.drop_mask.sum())} of {len(self.drop_mask)} neurons dropped\n"
                 f"searched on {self.n_rows:,} rows ({self.rows}), the fewest, {n:,}, of {group} with label {label}\n"
-                f"EOD on test rows in [{low:.4f}, {high:.4f}] (95 %)\n{self.metrics.round(4)}")
+                f"{held_out}{self.metrics.round(4)}")
 
 # %% ../../nbs/tabular/05_neufair.ipynb #c026
 def evaluate_drop_masks(
@@ -156,9 +157,9 @@ def evaluate_drop_masks(
     *,
     drop_mode:str="zero_output", # as in `PrunableMLP`
 ) -> pd.DataFrame:   # rows (split, name), columns as in `compute_metrics`
-    "Compute all metrics of drop masks on validation and test rows."
+    "Compute all metrics of drop masks on validation and test rows, as far as the table has them."
     rows = {}
-    for split in ("val", "test"):
+    for split in [s for s in ("val", "test") if s in table.split_indices]:
         mlp = PrunableMLP(weights, biases, *table.split(split), drop_mode=drop_mode)
         for name, positives in zip(drop_masks, count_positives(mlp, drop_masks.values())):
             rows[split, name] = compute_metrics(positives, mlp.totals)
@@ -197,9 +198,10 @@ def repair_classifier(
             drop_mask = good[resampled_costs(mlp, cost, good, rng=rng).argmin()]
     masks = {"original": np.zeros(mlp.n, bool), "repaired": drop_mask}
     metrics = evaluate_drop_masks(weights, biases, table, masks, drop_mode=plan.drop_mode)
-    held_out = PrunableMLP(weights, biases, *table.split("test"), drop_mode=plan.drop_mode)
-    interval = equalized_odds_interval(count_positives(held_out, [drop_mask])[0], held_out.totals)
-    group, label, n = smallest_cell(mlp.totals)
+    interval, (group, label, n) = None, smallest_cell(mlp.totals)
+    if "test" in table.split_indices:
+        held_out = PrunableMLP(weights, biases, *table.split("test"), drop_mode=plan.drop_mode)
+        interval = equalized_odds_interval(count_positives(held_out, [drop_mask])[0], held_out.totals)
     return NeuronRepairResult(drop_mask, plan.drop_mode, metrics, found, name, mlp.n_rows,
                               (table.group_names[group], label, n), interval)
 

@@ -156,7 +156,7 @@ def select_rows(
         raise InputError(f"rows = {rows!r}: needs row numbers, or one of {list(ROWS)}")
     if not 0 <= numbers.min() <= numbers.max() < len(table.y):
         raise InputError(f"rows {numbers.min()}..{numbers.max()}: {table.name} has rows 0..{len(table.y) - 1}")
-    if n := int(np.isin(numbers, splits["test"]).sum()):
+    if n := int(np.isin(numbers, splits.get("test", [])).sum()):
         raise InputError(f"{n} of the rows are test rows, which a search must not see: leave them out")
     codes = group_label_codes(table.y[numbers], table.group[numbers], len(table.group_names))
     counts = count_by_group_label(np.ones(len(codes)), codes, len(table.group_names))
