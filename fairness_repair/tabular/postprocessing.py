@@ -22,6 +22,15 @@ def privileged_group(
     "Find the group with the larger share of positive labels."
     return int(np.mean(y[group == 1]) > np.mean(y[group == 0]))
 
+# %% ../../nbs/tabular/09_postprocessing.ipynb #c008a
+def _share_above(scores, thresholds): # shape of thresholds
+    return 1 - np.searchsorted(np.sort(scores), thresholds, side="right")/len(scores)
+
+def _balanced_accuracy(rates, y, group): # shape (thresholds,)
+    n = np.array([[((group == g) & (y == label)).sum() for label in (0, 1)] for g in (0, 1)])
+    false, true = np.einsum("glk,gl->lk", rates, n/n.sum(0))
+    return (true + 1 - false)/2
+
 # %% ../../nbs/tabular/09_postprocessing.ipynb #c009
 class RejectOption:
     "Decide by one threshold per group, as AIF360's `RejectOptionClassification`."
@@ -47,14 +56,6 @@ class RejectOption:
         return self
 
     def predict(self, scores, group, rng=0): return scores > self.thresholds[group]
-
-def _share_above(scores, thresholds): # shape of thresholds
-    return 1 - np.searchsorted(np.sort(scores), thresholds, side="right")/len(scores)
-
-def _balanced_accuracy(rates, y, group): # shape (thresholds,)
-    n = np.array([[((group == g) & (y == label)).sum() for label in (0, 1)] for g in (0, 1)])
-    false, true = np.einsum("glk,gl->lk", rates, n/n.sum(0))
-    return (true + 1 - false)/2
 
 # %% ../../nbs/tabular/09_postprocessing.ipynb #c012
 class CalibratedEqualizedOdds:
@@ -106,12 +107,25 @@ class _Scores(BaseEstimator):
     def fit(self, X, y): return self
     def predict(self, X): return np.asarray(X)[:, 0]
 
-# %% ../../nbs/tabular/09_postprocessing.ipynb #c018
+# %% ../../nbs/tabular/09_postprocessing.ipynb #c017a
 POSTPROCESSING = {
     "threshold optimiser": ThresholdOptimiser,
     "threshold optimiser, accuracy": lambda: ThresholdOptimiser("accuracy_score"),
     "reject option": RejectOption, "calibrated equalized odds": CalibratedEqualizedOdds}
 
+def _scores(layers, table): # probability of the positive class, float64, shape (rows,)
+    mlp = PrunableMLP(*layers, table.X, table.y, table.group)
+    return 1/(1 + np.exp(-forward_logits(mlp, np.zeros(mlp.n, bool)).astype(float)))
+
+def _test_metrics(table, predicted) -> pd.DataFrame: # of named predictions for all rows
+    rows = table.split_indices["test"]
+    codes = group_label_codes(table.y[rows], table.group[rows], 2)
+    totals = count_by_group_label(np.ones(len(codes)), codes, 2)
+    metrics = {("test", name): compute_metrics(count_by_group_label(p[rows], codes, 2), totals)
+               for name, p in predicted.items()}
+    return pd.DataFrame(metrics).T.rename_axis(["split", "network"])
+
+# %% ../../nbs/tabular/09_postprocessing.ipynb #c018
 def postprocess(
     layers,     # weights and biases, from `as_layers`
     table:Table, # of two compared groups
@@ -129,16 +143,6 @@ def postprocess(
     fitted_rows, test_rows = (r[table.group[r] >= 0] for r in (fitted_rows, table.split_indices["test"]))
     scores = _scores(layers, table)
     fitted = POSTPROCESSING[method]().fit(*(a[fitted_rows] for a in (scores, table.y, table.group)))
-    original = scores > .5
-    repaired = original.copy()
-    repaired[test_rows] = fitted.predict(scores[test_rows], table.group[test_rows], rng)
-    test_rows = table.split_indices["test"]
-    codes = group_label_codes(table.y[test_rows], table.group[test_rows], 2)
-    totals = count_by_group_label(np.ones(len(codes)), codes, 2)
-    metrics = {("test", name): compute_metrics(count_by_group_label(p[test_rows], codes, 2), totals)
-               for name, p in (("original", original), ("repaired", repaired))}
-    return pd.DataFrame(metrics).T.rename_axis(["split", "network"])
-
-def _scores(layers, table): # probability of the positive class, float64, shape (rows,)
-    mlp = PrunableMLP(*layers, table.X, table.y, table.group)
-    return 1/(1 + np.exp(-forward_logits(mlp, np.zeros(mlp.n, bool)).astype(float)))
+    predicted = dict(original=scores > .5, repaired=scores > .5)
+    predicted["repaired"][test_rows] = fitted.predict(scores[test_rows], table.group[test_rows], rng)
+    return _test_metrics(table, predicted)
