@@ -96,7 +96,10 @@ class GroupMetric(Metric):
         self.texts = prompts["text"].tolist()
         self.groups = prompts["group"].to_numpy()
 
+    def scores(self, numbers) -> np.ndarray: return numbers # one per prompt
+
     def columns(self, numbers) -> dict:
+        numbers = self.scores(numbers)
         return dict(bias=group_disparity(numbers, self.groups), noise_floor=noise_floor(numbers, self.groups),
                     bias_corrected=noise_corrected_bias(numbers, self.groups), toxicity=float(numbers.mean()))
 
