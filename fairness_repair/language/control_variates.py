@@ -172,7 +172,7 @@ def variance_ratio(self:ControlledToxicity,
 @patch
 def pieces(self:ControlledToxicity, lm:LM, *, rows:int, tokens:int) -> list:
     lengths, n = [len(ids) for ids in lm.tokenizer(self.texts)["input_ids"]], len(self.texts)
-    return [Piece(np.r_[index, n + index], self.subset(index).run_repeated)
+    return [Piece(np.r_[index, n + index], self.subset(index).run_repeated, numbers_per_input=2)
             for index in length_batches(lengths, rows)]
 
 @patch

@@ -50,6 +50,10 @@ class Piece(NamedTuple):
     "Rows of a metric that share a forward pass."
     rows: np.ndarray # numbers of the rows, shape (rows,)
     run: Callable    # (lm, times, first=False) -> numbers, (rows, times); `first`: only the first pass
+    numbers_per_input: int = 1 # of the forward pass
+
+    @property
+    def n_inputs(self) -> int: return len(self.rows)//self.numbers_per_input
 
 class Metric:
     """One number per row of a model. Subclasses define these methods, the last five where they are used.
