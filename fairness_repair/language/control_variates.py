@@ -88,12 +88,13 @@ N_FOLDS = 5
 def assign_folds(
     texts,  # prompts, shape (rows,)
     groups, # shape (rows,)
-) -> np.ndarray: # 0 to `N_FOLDS` - 1, shape (rows,)
+    n_folds:int=N_FOLDS,
+) -> np.ndarray: # 0 to n_folds - 1, shape (rows,)
     "Spread the distinct prompts of each group evenly over the folds."
     folds, seen = {}, {}
     for key in zip(groups, texts):
         if key in folds: continue
-        folds[key] = seen.get(key[0], 0) % N_FOLDS
+        folds[key] = seen.get(key[0], 0) % n_folds
         seen[key[0]] = seen.get(key[0], 0) + 1
     return np.array([folds[key] for key in zip(groups, texts)])
 

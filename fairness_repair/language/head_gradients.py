@@ -69,7 +69,8 @@ def gate_gradients(
 
 # %% ../../nbs/language/14_head_gradients.ipynb #c010
 class RowGradients(NamedTuple):
-    "Gradient of the expected toxicity of each prompt."
+    "Toxicity of each prompt, and the gradient of its expectation."
+    scores: np.ndarray   # shape (prompts,)
     direct: np.ndarray   # how each step's risk changes, the text so far given, shape (prompts, n)
     indirect: np.ndarray # how the text so far changes, likewise
 
@@ -82,7 +83,8 @@ def gradients(self:NextTokenToxicity,
     batch = self.padded(lm)
     values = lambda part: [self.word_probability(lm, type(batch)(*(t[part] for t in batch)))]
     direct, = gate_gradients(lm, values, [len(ids) for ids in self.ids], gates)
-    return RowGradients(direct, np.zeros_like(direct))
+    with heads_dropped(lm.model, np.asarray(gates) == 0): scores = self(lm)
+    return RowGradients(scores, direct, np.zeros_like(direct))
 
 # %% ../../nbs/language/14_head_gradients.ipynb #c013
 def _step_log_probabilities(
@@ -131,7 +133,7 @@ def gradients_of(self:ControlledToxicity, lm:LM, gates, drawn, steps) -> RowGrad
         direct = (log_p.exp()*gains[part]).sum((1, 2))
         return [direct, (log_p.gather(2, drawn_at[part])[..., 0]*later[part]).sum(1)]
     lengths = [len(ids) + self.new_tokens for ids in prompt_ids]
-    return RowGradients(*gate_gradients(lm, values, lengths, gates))
+    return RowGradients(self.scores(np.r_[steps.final, steps.noise]), *gate_gradients(lm, values, lengths, gates))
 
 # %% ../../nbs/language/14_head_gradients.ipynb #c017
 @patch
