@@ -110,6 +110,16 @@ def head_effect_table(
 
 # %% ../../nbs/language/15_head_effects.ipynb #c015
 @patch
+def predict_means(self:HeadEffects,
+    masks, # bool, shape (k, n)
+    *,
+    indirect_weight:float=0., # as in `HeadEffects.effects`
+) -> np.ndarray: # shape (k, groups)
+    "Predict the mean toxicity of each group from the effects of the heads in which masks differ."
+    flips = np.atleast_2d(np.asarray(masks, bool)) != self.state
+    return self.scores.mean(0) + flips @ self.effects(indirect_weight).mean(0).T
+
+@patch
 def predict_squares(self:HeadEffects,
     masks, # bool, shape (k, n)
     *,
