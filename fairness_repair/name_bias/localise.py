@@ -17,6 +17,7 @@ import numpy as np, torch
 from ..core import InputError, unknown_name_message
 from ..language.generation import forward_accepts, length_batches, pad_left
 from ..language.models import LM
+from ..language.tokenization import first_position, padding_id, prompt_ids
 from .weights import ProjectionMatrix, WeightMask, projection_matrices
 
 # %% ../../nbs/name_bias/04_localise.ipynb #c005
@@ -26,7 +27,7 @@ def token_rows(
     answers=None, # the model's answer to each; None: prompts only
 ) -> list:        # token ids per prompt
     "Tokenize prompts and answers."
-    rows = lm.tokenizer(list(texts))["input_ids"]
+    rows = prompt_ids(lm, texts)
     if answers is None: return rows
     if len(answers) != len(rows): raise InputError(f"{len(rows)} prompts but {len(answers)} answers")
     endings = lm.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
@@ -44,7 +45,7 @@ def padded_batches(
     if not shortest: raise InputError(f"{len(rows)} rows, the shortest of {shortest} tokens: nothing to read")
     extra = dict(logits_to_keep=1) if forward_accepts(lm.model, "logits_to_keep") else {}
     for part in length_batches([len(row) for row in rows], batch):
-        padded = pad_left([rows[i] for i in part], lm.tokenizer.pad_token_id)
+        padded = pad_left([rows[i] for i in part], padding_id(lm), first_position(lm.model))
         ids, mask, positions = (t.to(lm.device) for t in padded)
         if forward_accepts(lm.model, "position_ids"): extra["position_ids"] = positions
         yield part, dict(input_ids=ids, attention_mask=mask, use_cache=False, **extra)

@@ -15,6 +15,7 @@ from ..core import InputError, unknown_name_message
 from .fasp import check_scores
 from ..language.heads import attention_output_projections
 from ..language.models import LM
+from ..language.overflow import not_finite_error
 
 # %% ../../nbs/pruning/04_baselines.ipynb #c005
 @contextmanager
@@ -68,6 +69,8 @@ def gradient_importance(
     ones = torch.ones(lm.n_layers, lm.n_heads, device=lm.device)
     gradient = lambda window: loss_gradient(lm.model, torch.tensor([window.ids], device=lm.device), ones)
     with float32_weights(lm.model): total = sum(gradient(window).abs() for window in windows)
+    if not total.isfinite().all():
+        raise not_finite_error(lm, lambda: lm.model(input_ids=torch.tensor([windows[0].ids], device=lm.device)))
     total = total/total.norm(dim=1, keepdim=True).clamp(min=1e-30)
     return (total/total.max()).flatten().cpu().numpy()
 

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FAIRNESS_METRICS', 'group_label_codes', 'count_by_group_label', 'equalized_odds_difference',
            'equal_opportunity_difference', 'demographic_parity_difference', 'predictive_parity_difference', 'f1_score',
-           'accuracy_score', 'compute_metrics']
+           'accuracy_score', 'compute_metrics', 'smallest_cell', 'equalized_odds_interval']
 
 # %% ../../nbs/tabular/02_fairness_metrics.ipynb #c002
 import numpy as np
+from scipy.stats import norm
 
 # %% ../../nbs/tabular/02_fairness_metrics.ipynb #c005
 def group_label_codes(
@@ -86,3 +87,35 @@ def compute_metrics(
     "Compute all metrics of one set of predictions."
     metrics = FAIRNESS_METRICS | dict(f1=f1_score, accuracy=accuracy_score)
     return {name: float(metric(positives, totals)) for name, metric in metrics.items()}
+
+# %% ../../nbs/tabular/02_fairness_metrics.ipynb #c030b
+def smallest_cell(
+    totals, # from `count_by_group_label`, shape (n_groups + 1, 2)
+) -> tuple: # group, label, rows
+    "Find the compared group and label with the fewest rows."
+    group, label = np.unravel_index(totals[:-1].argmin(), totals[:-1].shape)
+    return int(group), int(label), int(totals[group, label])
+
+# %% ../../nbs/tabular/02_fairness_metrics.ipynb #c030e
+def _wilson(part, whole, z): # low, high
+    "Bound a rate (Wilson 1927)."
+    n = np.maximum(whole, 1)
+    centre, half = (part + z*z/2)/(n + z*z), z*np.sqrt(part*(n - part)/n + z*z/4)/(n + z*z)
+    return np.where(whole > 0, centre - half, 0), np.where(whole > 0, centre + half, 1)
+
+def _largest_bounds(part, whole, z): # lower, upper
+    "Bound the differences of all pairs of groups, and return the largest bounds (Newcombe 1998, method 10)."
+    rate, (low, high) = part/np.maximum(whole, 1), _wilson(part, whole, z)
+    pairs = lambda a, b: a[:, None] + b[None] # group, other group, label
+    difference, down, up = pairs(rate, -rate), (rate - low)**2, (high - rate)**2
+    return (difference - np.sqrt(pairs(down, up))).max(), (difference + np.sqrt(pairs(up, down))).max()
+
+def equalized_odds_interval(
+    positives, # from `count_by_group_label`, shape (n_groups + 1, 2)
+    totals,    # from `count_by_group_label`, shape (n_groups + 1, 2)
+) -> tuple: # low, high
+    "Bound the equalized odds difference at 95 %."
+    part, whole, n = positives[:-1], totals[:-1], len(totals) - 1
+    lower, _ = _largest_bounds(part, whole, norm.isf(.025/(n*(n - 1)))) # n (n - 1)/2 pairs, 2 labels
+    _, upper = _largest_bounds(part, whole, norm.isf(.025))
+    return float(max(0, lower)), float(min(1, upper))

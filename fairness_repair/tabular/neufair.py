@@ -148,7 +148,7 @@ def evaluate_drop_masks(
 ) -> pd.DataFrame:   # rows (split, name), columns as in `compute_metrics`
     "Compute all metrics of drop masks on validation and test rows."
     rows = {}
-    for split in ("val", "test"):
+    for split in [name for name in ("val", "test") if name in table.split_indices]:
         mlp = PrunableMLP(weights, biases, *table.split(split), drop_mode=drop_mode)
         for name, positives in zip(drop_masks, count_positives(mlp, drop_masks.values())):
             rows[split, name] = compute_metrics(positives, mlp.totals)

@@ -4,18 +4,23 @@
 
 # %% auto #0
 __all__ = ['ADULT_COLUMNS', 'OCCUPATION_GROUPS', 'COMPAS_COLUMNS', 'PAPER_SETTINGS', 'DATA_SETS', 'split_rows', 'Table',
-           'count_rows', 'RawDataset', 'one_hot', 'standardise', 'read_adult', 'adult_table', 'bank_table',
-           'compas_table', 'default_table', 'meps16_table', 'load_table', 'read_table']
+           'count_rows', 'RawDataset', 'read_adult', 'adult_table', 'bank_table', 'compas_table', 'default_table',
+           'meps16_table', 'load_table', 'read_table']
 
 # %% ../../nbs/tabular/00_tables.ipynb #c002
 import os
 from dataclasses import dataclass
 from itertools import product
+from numbers import Integral
 from pathlib import Path
 import numpy as np, pandas as pd
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import minmax_scale
 from ..core import InputError, fetch, paths, unknown_name_message
+from .columns import (
+    check_missing, clean_frame, column_names, encode_features, encode_groups, encode_label, fill_missing,
+    one_hot, plain_name, standardise)
+from .reading import read_file
 
 # %% ../../nbs/tabular/00_tables.ipynb #c005
 def split_rows(
@@ -28,7 +33,8 @@ def split_rows(
     if n < 10: raise InputError(f"{n} rows are too few to split into train, val and test: give at least 10")
     if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
         raise InputError(f"shares = {shares}: needs three numbers above 0 that add up to 1")
-    if not 0 <= seed <= 2**32 - 2: raise InputError(f"seed = {seed}: needs 0 <= seed <= {2**32 - 2}")
+    if not isinstance(seed, Integral) or not 0 <= seed <= 2**32 - 2:
+        raise InputError(f"seed = {seed!r}: needs an integer, 0 <= seed <= {2**32 - 2}")
     train_val, test = train_test_split(np.arange(n), test_size=shares[2], random_state=seed)
     val_share = shares[1]/(shares[0] + shares[1])
     train, val = train_test_split(train_val, test_size=val_share, random_state=seed + 1)
@@ -46,14 +52,15 @@ class Table:
     group_names:tuple  # names of the compared groups
     split_indices:dict # "train", "val", "test" -> row numbers
     feature_names:tuple=()
+    notes:tuple=()     # how the table was read, for people
 
     def __post_init__(self):
-        self.X = np.asarray(self.X, np.float32)
-        self.y, self.group = np.asarray(self.y), np.asarray(self.group)
+        self.X = _as_numbers(self.X, "X", np.float32)
+        self.y, self.group = _as_numbers(self.y, "y"), _as_numbers(self.group, "group")
         self.group_names = tuple(map(str, self.group_names))
         self.feature_names = tuple(map(str, self.feature_names))
         _check_table(self)
-        self.y = self.y.astype(bool)
+        self.y, self.group = self.y.astype(bool), self.group.astype(int)
 
     def split(self, name:str) -> tuple: # X, y and group
         "Return the rows of one split: \"train\", \"val\" or \"test\"."
@@ -63,7 +70,8 @@ class Table:
         return self.X[rows], self.y[rows], self.group[rows]
 
     def __repr__(self):
-        return f"{self.name}, protected {self.protected}, {self.X.shape[1]} features\n{count_rows(self)}"
+        head = f"{self.name}, protected {self.protected}, {self.X.shape[1]} features"
+        return "\n".join([head, *self.notes, repr(count_rows(self))])
 
 # %% ../../nbs/tabular/00_tables.ipynb #c011
 def count_rows(
@@ -81,21 +89,34 @@ def count_rows(
 def _check_table(table):
     "Refuse arrays from which no rate can be computed."
     n, groups = len(table.X), table.group_names
-    if table.X.ndim != 2 or not len(table.y) == len(table.group) == n:
+    if table.X.ndim != 2 or not table.y.shape == table.group.shape == (n,) or not table.X.size:
         raise InputError(f"X {table.X.shape}, y {table.y.shape}, group {table.group.shape}: "
-                         "needs one row of X, one label and one group per row")
+                         "needs one row of X, one label and one group per row, and a feature")
     if not np.isfinite(table.X).all():
         n_bad = int((~np.isfinite(table.X)).any(1).sum())
         raise InputError(f"X has NaN or infinity in {n_bad} rows: fill or drop them")
     if not np.isin(table.y, (0, 1)).all():
         raise InputError(f"y has the values {np.unique(table.y)[:5].tolist()}: needs 0 and 1")
     if len(groups) < 2: raise InputError(f"only one group, {list(groups)}: fairness compares at least two")
-    if not -1 <= table.group.min() <= table.group.max() < len(groups):
-        raise InputError(f"group codes {table.group.min()}..{table.group.max()}: "
+    if not np.isin(table.group, range(-1, len(groups))).all():
+        raise InputError(f"group has the values {np.unique(table.group)[:5].tolist()}: "
                          f"needs -1..{len(groups) - 1} for {len(groups)} groups")
     for name, rows in table.split_indices.items(): _check_split(table, name, rows)
+    rows = np.concatenate(list(table.split_indices.values()))
+    if len(np.unique(rows)) < len(rows): raise InputError("a row is in two splits, or twice in one")
+
+def _as_numbers(values, name, dtype=None):
+    "Make an array of numbers, or say which argument is none."
+    try:
+        with np.errstate(over="ignore"): found = np.asarray(values, dtype) # infinity is refused below
+        if found.dtype == object: found = found.astype(float)
+    except (TypeError, ValueError) as e: raise InputError(f"{name} is no array of numbers: {e}") from None
+    if found.dtype.kind in "biuf": return found
+    raise InputError(f"{name} holds {found.dtype}: needs numbers; a DataFrame goes through read_table")
 
 def _check_split(table, name, rows):
+    if np.asarray(rows).dtype.kind not in "iu" or not np.isin(rows, np.arange(len(table.X))).all():
+        raise InputError(f"split {name!r}: needs row numbers from 0 to {len(table.X) - 1}")
     for (code, group), label in product(enumerate(table.group_names), (0, 1)):
         in_group = table.group[rows] == code
         if not (in_group & (table.y[rows] == label)).any():
@@ -111,27 +132,7 @@ class RawDataset:
     standardise:list      # features to be standardised on the training rows
     y:np.ndarray          # bool, shape (rows,)
     protected:dict        # attribute -> (group per row, names of the compared groups)
-
-# %% ../../nbs/tabular/00_tables.ipynb #c019
-def one_hot(
-    frame, # text or category columns
-    *,
-    keep_first:bool=False, # also a column for the first value
-) -> pd.DataFrame: # 0 and 1, columns "name=value", values sorted
-    "Make one column per value; where all are 0, the value is the first."
-    return pd.get_dummies(frame, columns=list(frame), prefix_sep="=", drop_first=not keep_first, dtype=float)
-
-# %% ../../nbs/tabular/00_tables.ipynb #c021
-def standardise(
-    features, # numbers, shape (rows, features)
-    names,    # columns to standardise
-    train,    # row numbers
-) -> np.ndarray: # float32
-    "Shift and scale columns to mean 0 and variance 1 over the training rows."
-    X, at = features.to_numpy(float).copy(), features.columns.get_indexer(names)
-    mean, std = X[train][:, at].mean(0), X[train][:, at].std(0)
-    X[:, at] = (X[:, at] - mean)/np.where(std > 0, std, 1)
-    return X.astype(np.float32)
+    notes:tuple=()        # how it was read, for people
 
 # %% ../../nbs/tabular/00_tables.ipynb #c025
 ADULT_COLUMNS = (
@@ -259,89 +260,63 @@ def _split_table(name, raw, protected, seed, shares):
     split_indices = split_rows(len(raw.y), seed=seed, shares=shares)
     values, group_names = raw.protected[protected]
     group = pd.Categorical(values, group_names).codes.astype(int)
-    X = standardise(raw.features, raw.standardise, split_indices["train"])
-    y, feature_names = np.asarray(raw.y), tuple(raw.features)
-    return Table(name, protected, X, y, group, group_names, split_indices, feature_names)
+    features = fill_missing(raw.features, split_indices["train"])
+    X = standardise(features, raw.standardise, split_indices["train"])
+    y, feature_names = np.asarray(raw.y), tuple(features)
+    return Table(name, protected, X, y, group, group_names, split_indices, feature_names, raw.notes)
 
 # %% ../../nbs/tabular/00_tables.ipynb #c053
 def read_table(
-    source,        # path of a .csv or .parquet file (a .gz too), or a DataFrame
+    source,        # path of a text, .xlsx or .parquet file, compressed or not, or a DataFrame
     *,
     label:str,     # column to predict
     positive,      # the value of the label that counts as positive
     protected:str, # column whose groups are compared; stays a feature unless it is in `drop`
     seed:int=42,   # of the 60/20/20 split
     groups=None,   # values to compare, or name -> list of values; None = each value is a group
+    cuts=(),       # numbers that cut the protected column into groups: [25] is "under 25", "25 and over"
     drop=(),       # columns that are no features
+    categorical=(),       # columns whose values are categories, also numbers, also over 100 values
+    missing:str="refuse", # "indicate": fill missing values, add a column that says where
 ) -> Table:
     "Read a table of your own."
-    frame, name = _read_frame(source)
-    drop = [drop] if isinstance(drop, str) else list(drop)
-    for column in [label, protected, *drop]:
-        if column not in frame: raise InputError(unknown_name_message(f"column of {name}", column, frame))
-    frame = frame.drop(columns=[c for c in drop if c not in (label, protected)]).reset_index(drop=True)
-    _check_missing(frame)
-    y = _positives(frame.pop(label), positive)
-    group = _groups(frame[protected], groups)
-    texts, numbers = _text_and_number_columns(frame.drop(columns=[c for c in drop if c == protected]))
-    features = frame[numbers].astype(float).join(one_hot(frame[texts].astype(str)))
-    raw = RawDataset(features, numbers, y, {protected: group})
+    frame, name, how = _read_frame(source)
+    drop, categorical = _names(drop), _names(categorical)
+    label, protected = plain_name(label), plain_name(protected)
+    for column in [label, protected, *drop, *categorical]: _check_column(frame, name, column, how)
+    if label == protected: raise InputError(f"label and protected are both {label!r}: name two columns")
+    frame = clean_frame(frame.drop(columns=set(drop) - {label, protected}), categorical=categorical)
+    if not len(frame): raise InputError(f"{name} has no rows below its header")
+    y = encode_label(frame.pop(label), positive)
+    check_missing(frame, missing)
+    group, group_names = encode_groups(frame[protected], groups, cuts)
+    notes = (*how, *_missing_notes(frame, protected))
+    frame = frame.drop(columns=[protected] if protected in drop else [])
+    features, numbers = encode_features(frame, categorical=categorical, missing=missing)
+    raw = RawDataset(features, numbers, y, {protected: (group, group_names)}, notes)
     return _split_table(name, raw, protected, seed, (.6, .2, .2))
 
 # %% ../../nbs/tabular/00_tables.ipynb #c055
-def _read_frame(source) -> tuple: # the frame, and its name
-    if isinstance(source, pd.DataFrame): return source, "table"
-    path = Path(source)
-    ending = [s for s in path.suffixes if s != ".gz"][-1:]
-    if ending not in ([".csv"], [".parquet"]):
-        raise InputError(f"{path.name}: give a .csv or .parquet file, or a DataFrame")
-    frame = pd.read_parquet(path) if ending == [".parquet"] else pd.read_csv(path, skipinitialspace=True)
-    return frame, path.name.split(".")[0]
+def _read_frame(source) -> tuple: # the frame, its name, and how it was read
+    if isinstance(source, pd.DataFrame): return source.set_axis(column_names(source), axis=1), "table", ()
+    frame, how = read_file(source)
+    return frame.set_axis(column_names(frame), axis=1), Path(source).name, (f"read as {how}",)
 
-def _check_missing(frame):
-    "Refuse NaN and infinity, naming columns and rows."
-    bad = frame.isna() | frame.isin([np.inf, -np.inf])
-    if not bad.any(axis=None): return
-    columns = ", ".join(f"{c} ({n})" for c, n in bad.sum().items() if n)
-    n_rows = bad.any(axis=1).sum()
-    raise InputError(f"{n_rows} rows have missing or infinite values, in {columns}: fill or drop them first")
+def _names(given) -> list: # of columns; one name is a list of one
+    names = [given] if isinstance(given, str) or not np.iterable(given) else given
+    return [plain_name(name) for name in names]
+
+def _check_column(frame, name, column, how):
+    if column in frame: return
+    hint = " The first row of a file must hold the names." if how else ""
+    if column in map(str, frame.index.names): hint = " It is in the index: use frame.reset_index()."
+    raise InputError(unknown_name_message(f"column of {name}", column, frame) + hint)
 
 # %% ../../nbs/tabular/00_tables.ipynb #c056
-def _positives(labels, positive): # bool, shape (rows,)
-    "Turn the label into True and False."
-    values = labels.unique().tolist()
-    if len(values) != 2:
-        some = ", ".join(map(str, values[:5]))
-        raise InputError(f"label {labels.name!r} has {len(values)} values ({some}): needs two")
-    y = ((labels == positive) | (labels.astype(str) == str(positive))).to_numpy(bool)
-    what = f"value of label {labels.name!r}: positive ="
-    if not y.any(): raise InputError(unknown_name_message(what, positive, values))
-    return y
-
-def _groups(values, groups) -> tuple: # group per row, names
-    "Assign each row to a group."
-    found = sorted(values.unique().tolist(), key=str)
-    if groups is None and len(found) > 10:
-        raise InputError(f"protected {values.name!r} has {len(found)} values: name those to compare, "
-                         f"e.g. groups={found[:2]}, or merge them, groups={{'name': [...], ...}}")
-    if groups is None: groups = found
-    if not isinstance(groups, dict): groups = {str(v): [v] for v in groups}
-    named = {v: str(name) for name, members in groups.items() for v in members}
-    for v in named:
-        if v not in found: raise InputError(unknown_name_message(f"value of {values.name!r}", v, found))
-    return values.map(named), tuple(map(str, groups))
-
-# %% ../../nbs/tabular/00_tables.ipynb #c057
-def _text_and_number_columns(frame) -> tuple: # names of text columns, names of number columns
-    "Separate texts from numbers."
-    numbers = [c for c in frame if pd.api.types.is_numeric_dtype(frame[c])]
-    texts = [c for c in frame if c not in numbers]
-    for c in texts:
-        if pd.api.types.is_datetime64_any_dtype(frame[c]):
-            raise InputError(f"column {c!r} holds dates: turn them into numbers, "
-                             f"or leave it out with drop=[{c!r}]")
-        if frame[c].nunique() > 100:
-            raise InputError(f"column {c!r} has {frame[c].nunique()} different texts: "
-                             f"leave it out with drop=[{c!r}], or merge them")
-    if not texts + numbers: raise InputError("no feature is left")
-    return texts, numbers
+def _missing_notes(frame, protected):
+    "Say what missing values become."
+    counts = frame.isna().sum()
+    if n := counts[protected]: yield f"{n} rows without {protected} are in no group"
+    if counts.any():
+        columns = ", ".join(f"{name} ({n})" for name, n in counts.items() if n)
+        yield f"missing values are filled and marked in {columns}"

@@ -2,15 +2,15 @@
 import hashlib
 import numpy as np, pytest, torch
 
-from fairness_repair.core import InputError
 from fairness_repair.language.control_variates import (
-    Continuations, ControlledToxicity, assign_folds, cross_fitted_coefficients, sample_continuations, score_steps)
+    Continuations, ControlledToxicity, assign_folds, cross_fitted_coefficients, draw_continuations, score_steps)
 from fairness_repair.language.batched import measure_batched
 from fairness_repair.language.head_gradients import heads_gated
 from fairness_repair.language.heads import heads_dropped
 from fairness_repair.language.models import load
 from fairness_repair.language.model_metrics import SampledToxicity
 from fairness_repair.language.prompts import load_prompts
+from fairness_repair.language.tokenization import decode_continuations
 from fairness_repair.language.toxicity import Scorer
 
 class HashScorer(Scorer):
@@ -48,7 +48,7 @@ def enumerated(lm, metric, ids, gates):
     with heads_gated(lm.model, gates.expand(len(rows), -1)):
         logits = lm.model(input_ids=rows, attention_mask=torch.ones_like(rows), use_cache=False).logits[:, :, ids]
     first, second = logits[0, len(prompt) - 1].softmax(-1), logits[:, len(prompt)].softmax(-1)
-    texts = lm.tokenizer.batch_decode([[a, b] for a in ids for b in ids])
+    texts = decode_continuations(lm.tokenizer, [prompt]*len(ids)**2, [[a, b] for a in ids for b in ids])
     scores = torch.tensor(HashScorer()([text.replace("\n", " ").lower() for text in texts])).view(len(ids), -1)
     return (first[:, None]*second*scores).sum()
 

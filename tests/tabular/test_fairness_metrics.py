@@ -5,7 +5,8 @@ from sklearn import metrics as sklearn
 
 from fairness_repair.tabular.fairness_metrics import (
     accuracy_score, count_by_group_label, demographic_parity_difference, equal_opportunity_difference,
-    equalized_odds_difference, f1_score, group_label_codes, predictive_parity_difference)
+    equalized_odds_difference, equalized_odds_interval, f1_score, group_label_codes,
+    predictive_parity_difference, smallest_cell)
 
 
 @pytest.mark.parametrize("groups", [2, 3, 7])
@@ -35,3 +36,23 @@ def test_rows_outside_the_comparison_count_for_utility_only():
     expected = fairlearn.equalized_odds_difference(y[inside], predicted[inside], **compared)
     assert equalized_odds_difference(positives, totals) == pytest.approx(expected)
     assert f1_score(positives, totals) == pytest.approx(sklearn.f1_score(y, predicted))
+
+
+@pytest.mark.parametrize("rates, rows", [
+    ([[.1, .6], [.1, .6]], [[500, 60], [900, 200]]), ([[.1, .6], [.2, .5]], [[500, 60], [900, 200]]),
+    ([[.1, .5], [.1, .9]], [[50, 20], [90, 20]]), ([[.1, .6], [.1, .6], [.15, .7]], [[100, 30], [100, 40], [50, 20]])])
+def test_interval_of_equalized_odds_covers_the_truth(rates, rows):
+    rng, totals, rates = np.random.default_rng(0), np.array([*rows, [0, 0]]), np.array(rates)
+    truth, covered = np.ptp(rates, axis=0).max(), []
+    for _ in range(1000):
+        positives = np.array([*rng.binomial(rows, rates), [0, 0]])
+        low, high = equalized_odds_interval(positives, totals)
+        assert low <= equalized_odds_difference(positives, totals) <= high
+        covered.append(low <= truth <= high)
+    assert np.mean(covered) > .935
+
+
+def test_interval_of_a_rate_without_rows_is_everything_and_the_smallest_cell_is_named():
+    totals = np.array([[5, 0], [7, 3], [0, 0]])
+    assert smallest_cell(totals) == (0, 1, 0)
+    assert equalized_odds_interval(np.array([[1, 0], [1, 3], [0, 0]]), totals)[1] == 1

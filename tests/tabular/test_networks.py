@@ -171,7 +171,7 @@ class Sure(Skip):
     (nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1)), "computes something else"),
     (Skip(), "Skip computes something else"),
     (Sure(), "a final sigmoid"),
-    (make_mlp([4, 3, 2]), "2 outputs: needs one logit"),
+    (make_mlp([4, 3, 3]), "3 outputs: needs one logit"),
     (nn.Linear(4, 1), "1 linear layers"),
     (make_mlp([5, 3, 1]), "reads 5 features, made-up has 4"),
 ])

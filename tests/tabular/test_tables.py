@@ -97,7 +97,7 @@ def test_file_kinds_agree(people, tmp_path):
     assert expected.feature_names == ("age", "member", "city=Oslo", "city=Rome", "sex=M")
     for name, drop in (("people.csv", ()), ("people.csv.gz", ()), ("people.parquet", "when")):
         found = read_table(tmp_path/name, **given | dict(drop=drop))
-        assert found.name == "people" and (found.X == expected.X).all()
+        assert found.name == name and (found.X == expected.X).all()
         assert (found.y == expected.y).all() and (found.group == expected.group).all()
 
 
@@ -115,8 +115,8 @@ def test_text_positive_reaches_a_number(people):
     (dict(paid=range(300)), dict(), ValueError, "has 300 values"),
     (dict(sex="F"), dict(), ValueError, "only one group"),
     (dict(sex=["F"]*299 + ["M"]), dict(), ValueError, "group 'M' has no"),
-    (dict(age=[np.nan]*3 + [40.]*297), dict(), ValueError, "3 rows have missing or infinite values, in age"),
-    (dict(age=[np.inf] + [40.]*299), dict(), ValueError, "1 rows have missing"),
+    (dict(age=[np.nan]*3 + [40.]*297), dict(), ValueError, "3 rows have missing values, in age (3)"),
+    (dict(age=[np.inf] + [40.]*299), dict(), ValueError, "beyond 1e30, in age (1)"),
     (dict(city=[f"c{i}" for i in range(300)]), dict(), ValueError, "has 300 different texts"),
     (dict(), dict(protected="age"), ValueError, "name those to compare"),
     (dict(), dict(groups=["F", "m"]), ValueError, "unknown value of 'sex' 'm'"),
@@ -125,9 +125,3 @@ def test_text_positive_reaches_a_number(people):
 def test_bad_input_is_one_clear_line(people, change, more, error, words):
     with pytest.raises(error) as caught: read_table(people.assign(**change), **given | more)
     assert words in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_other_files_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="give a .csv or .parquet file"):
-        read_table(tmp_path/"people.xlsx", **given)
-    with pytest.raises(FileNotFoundError, match="people.csv"): read_table(tmp_path/"people.csv", **given)
