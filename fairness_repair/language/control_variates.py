@@ -30,6 +30,7 @@ class Continuations(NamedTuple):
 
     def rows(self, part) -> "Continuations": return Continuations(*(array[part] for array in self))
 
+# %% ../../nbs/language/16_control_variates.ipynb #c007
 def draw_batch(
     sampler, # from `make_sampler`
     part,    # row numbers, shape (rows,)
@@ -54,7 +55,7 @@ def draw_continuations(
     order = np.argsort(np.concatenate(parts))
     return Continuations(*(np.concatenate(arrays)[order] for arrays in zip(*batches)))
 
-# %% ../../nbs/language/16_control_variates.ipynb #c009
+# %% ../../nbs/language/16_control_variates.ipynb #c010
 class StepScores(NamedTuple):
     "Scores of continuations, token by token."
     final: np.ndarray    # score of the whole continuation, f_T, shape (rows,)
@@ -77,6 +78,7 @@ def score_steps(
     for array, values in zip(whole, found): array[finite] = values
     return whole
 
+# %% ../../nbs/language/16_control_variates.ipynb #c011
 def _score_finite(lm, texts, drawn, scorer, score_on) -> StepScores:
     n, steps, k = drawn.kept.shape
     gains, so_far = np.empty((n, steps, k)), np.asarray(scorer(texts_to_score(texts, [""]*n, score_on)))
@@ -93,7 +95,7 @@ def _score_finite(lm, texts, drawn, scorer, score_on) -> StepScores:
     expected = (drawn.probabilities*gains).sum(-1)
     return StepScores(so_far, gains, expected, so_far - start - expected.sum(-1))
 
-# %% ../../nbs/language/16_control_variates.ipynb #c012
+# %% ../../nbs/language/16_control_variates.ipynb #c014
 N_FOLDS = 5
 
 def assign_folds(
@@ -109,6 +111,7 @@ def assign_folds(
         seen[key[0]] = seen.get(key[0], 0) + 1
     return np.array([folds[key] for key in zip(groups, texts)])
 
+# %% ../../nbs/language/16_control_variates.ipynb #c015
 def cross_fitted_coefficients(
     scores, # shape (rows,)
     noise,  # likewise
@@ -126,7 +129,7 @@ def cross_fitted_coefficients(
         if square > 0: coefficients[folds == fold] = (centred[0]*centred[1]).sum()/square
     return coefficients
 
-# %% ../../nbs/language/16_control_variates.ipynb #c015
+# %% ../../nbs/language/16_control_variates.ipynb #c018
 class ControlledToxicity(SampledToxicity):
     "Toxicity of sampled continuations, less the chance part of each drawn token."
     def __init__(self,
@@ -152,7 +155,7 @@ class ControlledToxicity(SampledToxicity):
         scores, noise = np.reshape(numbers, (2, -1))
         return scores - cross_fitted_coefficients(scores, noise, self.groups, self.folds)*noise
 
-# %% ../../nbs/language/16_control_variates.ipynb #c016
+# %% ../../nbs/language/16_control_variates.ipynb #c019
 @patch
 def score_drawn(self:ControlledToxicity,
     lm:LM,
@@ -165,13 +168,14 @@ def score_drawn(self:ControlledToxicity,
     continuations = decode_continuations(lm.tokenizer, prompt_ids(lm, texts), drawn.tokens)
     return np.stack([self.score(texts, continuations), steps.noise])
 
+# %% ../../nbs/language/16_control_variates.ipynb #c020
 @patch
 def measure(self:ControlledToxicity, lm:LM) -> np.ndarray: # shape (2*prompts,)
     options = dict(new_tokens=self.new_tokens, repeat_index=self.repeat_index, seed=self.seed)
     drawn = draw_continuations(lm, self.texts, batch_size=self.batch_size, **options)
     return self.score_drawn(lm, self.texts, drawn).ravel()
 
-# %% ../../nbs/language/16_control_variates.ipynb #c019
+# %% ../../nbs/language/16_control_variates.ipynb #c023
 @patch
 def variance_ratio(self:ControlledToxicity,
     numbers, # from the metric
@@ -180,7 +184,7 @@ def variance_ratio(self:ControlledToxicity,
     within = lambda v: sum(np.var(v[self.groups == g])*(self.groups == g).sum() for g in np.unique(self.groups))
     return float(within(self.scores(numbers))/within(np.reshape(numbers, (2, -1))[0]))
 
-# %% ../../nbs/language/16_control_variates.ipynb #c024
+# %% ../../nbs/language/16_control_variates.ipynb #c028
 @patch
 def pieces(self:ControlledToxicity, lm:LM, *, rows:int, tokens:int) -> list:
     lengths, n = list(map(len, prompt_ids(lm, self.texts))), len(self.texts)

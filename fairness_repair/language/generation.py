@@ -57,7 +57,7 @@ def gumbel_noise(
     u = (_shift(bits, 11).double() + .5)/2**53
     return -torch.log(-torch.log(u))
 
-# %% ../../nbs/language/05_generation.ipynb #c014
+# %% ../../nbs/language/05_generation.ipynb #c013k
 def kept_tokens(
     logits,    # next-token logits, shape (rows, vocabulary)
     *,
@@ -71,6 +71,7 @@ def kept_tokens(
     top, tokens = logits.topk(min(top_k, logits.shape[1])) # NaN counts as the largest number
     return top.double()/temperature, tokens
 
+# %% ../../nbs/language/05_generation.ipynb #c014
 def sample_token(
     logits,    # next-token logits, shape (rows, vocabulary)
     seeds,     # from `prompt_seed`, int64, shape (rows,)
