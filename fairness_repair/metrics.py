@@ -35,7 +35,8 @@ def check_numbers(
     n:int,    # prompts or windows
 ) -> np.ndarray: # float64, shape (n,)
     "Refuse numbers that are missing, NaN or infinite: they come from a broken model."
-    values = np.asarray(values, float)
+    try: values = np.asarray(values, float)
+    except (TypeError, ValueError): raise InputError(f"{values!r:.60} are not numbers: give one each") from None
     if values.shape != (n,):
         raise InputError(f"numbers of shape {values.shape} for {n} prompts or windows: give one each")
     if not np.isfinite(values).all():

@@ -79,7 +79,7 @@ def plot_tradeoff(
 
 # %% ../nbs/05_plots.ipynb #c013
 def plot_heads(
-    share, # method -> share of seeds in which each head was dropped, shape (layers, heads)
+    share, # method -> share of seeds in which each head was dropped, shape (layers, heads); NaN: no head
     axes,  # one axis per method
 ):
     "Draw a map of dropped heads for each method."
@@ -87,7 +87,7 @@ def plot_heads(
         cmap = sns.light_palette(METHOD_COLOURS[method], as_cmap=True)
         ax.pcolormesh(grid, cmap=cmap, vmin=0, vmax=1, edgecolors="white", lw=.5)
         ylabel = "layer" if i == 0 else ""
-        ax.set(title=f"{method}: {grid.sum():.2g} heads", xlabel="head", ylabel=ylabel, aspect="equal")
+        ax.set(title=f"{method}: {np.nansum(grid):.2g} heads", xlabel="head", ylabel=ylabel, aspect="equal")
         step = [max(1, -(-n//8)) for n in grid.shape]
         ax.set_yticks(np.arange(0, grid.shape[0], step[0]) + .5, range(0, grid.shape[0], step[0]))
         ax.set_xticks(np.arange(0, grid.shape[1], step[1]) + .5, range(0, grid.shape[1], step[1]))

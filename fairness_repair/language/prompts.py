@@ -241,7 +241,8 @@ def read_source(
     if source in HOLISTIC_BIAS: return holistic_bias(axis, HOLISTIC_BIAS[source])
     if os.path.isfile(source): return read_prompts(source)
     hint = unknown_name_message("prompts", source, [*MODELS_WITH_PROMPTS, *HOLISTIC_BIAS])
-    raise InputError(f"{hint} Or give a CSV file with the columns text, axis, group.")
+    raise InputError(f"{hint} Or give a CSV file with the columns text, axis, group: there is none at "
+                     f"{os.path.abspath(source)}.")
 
 # %% ../../nbs/language/02_prompts.ipynb #c055
 def load_prompts(

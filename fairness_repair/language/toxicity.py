@@ -29,7 +29,9 @@ def check_scores(
     name:str, # of the scorer
 ) -> np.ndarray: # float64, shape (n,)
     "Refuse scores outside [0, 1], NaN, or not one per text."
-    scores = np.asarray(scores, float)
+    try: scores = np.asarray(scores, float)
+    except (TypeError, ValueError):
+        raise InputError(f"scorer {name!r} returned {scores!r:.60}: needs one number for each text") from None
     if scores.shape != (len(texts),):
         raise InputError(f"scorer {name!r} returned shape {scores.shape} for {len(texts)} texts: "
                          "needs one number each")

@@ -207,24 +207,25 @@ def name_attention(
     *,
     answers=None, # the model's answer to each; None: attention from the prompt's last token only
     batch:int=16, # rows per pass
-) -> np.ndarray:  # float64, shape (texts, n_layers*n_heads)
+) -> np.ndarray:  # float64, shape (texts, n), n = heads of all layers
     "Compute the mean attention of each head from the answer to the name."
     names = name_tokens(lm, texts, spans)
     prompt_lengths, rows = list(map(len, token_rows(lm, texts))), token_rows(lm, texts, answers)
-    found = np.zeros((len(rows), lm.n_layers, lm.n_heads))
+    found = np.zeros((len(rows), lm.n_heads_total))
     with eager_attention(lm.model):
         for part, inputs in padded_batches(lm, rows, batch=batch):
-            layers = lm.model(**inputs, output_attentions=True).attentions # per layer (rows, heads, from, to)
-            if not layers or layers[0] is None:
+            layers = lm.model(**inputs, output_attentions=True).attentions or [] # per layer (rows, heads, from, to)
+            layers = [weights for weights in layers if weights is not None]      # of layers with attention
+            if len(layers) != len(lm.projections):
                 raise InputError(f"{type(lm.model).__name__} does not return its attention weights: "
                                  "load it with attn_implementation='eager'")
             for row, i in enumerate(part):
                 padding = inputs["input_ids"].shape[1] - len(rows[i])
                 first_query = padding + prompt_lengths[i] - 1
                 keys = torch.tensor(names[i], device=lm.device) + padding
-                for layer, weights in enumerate(layers):
-                    found[i, layer] = weights[row, :, first_query:, keys].double().mean((1, 2)).cpu()
-    return found.reshape(len(rows), -1)
+                for p, weights in zip(lm.projections, layers):
+                    found[i, p.positions] = weights[row, :, first_query:, keys].double().mean((1, 2)).cpu()
+    return found
 
 # %% ../../nbs/name_bias/04_localise.ipynb #c055
 def top_heads(

@@ -221,3 +221,11 @@ def test_two_models_in_one_process_keep_nothing_of_each_other():
     np.testing.assert_array_equal(moving(b), moving(b)); moving(a); np.testing.assert_array_equal(moving(b), moving(b))
     exact = NextTokenToxicity(b, texts, ["is"])
     with pytest.raises(InputError, match="token ids of another tokenizer"): exact(a)
+
+
+@pytest.mark.parametrize("returned", [["high"]*4, [None]*4, [[1], [1, 2], [1], [1]], None, "high"])
+def test_scores_that_are_no_numbers_are_refused(returned):
+    def wrong(texts): return returned
+    wrong.name = "wrong"
+    with pytest.raises(InputError, match="scorer 'wrong'"): SampledToxicity(prompts, wrong, new_tokens=1)(model())
+    with pytest.raises(InputError): group_disparity(returned, groups)

@@ -1,6 +1,6 @@
 "Prompts are continued, continuations read as a reader sees them, and text alone is scored, under every tokenizer."
 import pytest, torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, ByT5Tokenizer
 
 from fairness_repair.core import InputError
 from fairness_repair.language.generation import continue_batch, generate, make_sampler, sample_token
@@ -216,3 +216,40 @@ def test_a_tokenizer_that_changes_in_place_has_another_hash(change):
     assert tokenizer_hash(tokens) == before
     change(tokens)
     assert tokenizer_hash(tokens) != before
+
+
+@pytest.mark.parametrize("texts, message", [("w5 w6", "not one text: put it in brackets"), (["w5", None], "None is not a text"),
+                                            (["w5", float("nan")], "nan is not a text"), ([], "no prompt|no token to score")])
+def test_what_is_no_list_of_texts(texts, message):
+    lm = LM("mine", build("gpt2"), tokenizer())
+    for work in (lambda: generate(lm, texts), lambda: TextPerplexity(lm, texts)):
+        with pytest.raises(InputError, match=message): work()
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(tokens=1), "tokens = 1: needs 2"), (dict(tokens=-4), "tokens = -4: needs 2"), (dict(window=1), "no token to score"),
+    (dict(stride=99, window=8), "stride = 99"), (dict(stride=-1), "stride = -1"), (dict(mode="x"), "mode 'x'")])
+def test_windows_that_score_nothing_or_leave_text_out(options, message):
+    lm = LM("mine", build("gpt2"), tokenizer())
+    with pytest.raises(InputError, match=message): TextPerplexity(lm, ["w5 w6 w7 w8"], **options)
+
+
+def test_padding_and_truncation_stored_in_a_tokenizer_count_for_nothing(own):
+    lm, text = lm_with(own), "the man is a good doctor"
+    row, scored = prompt_ids(lm, [text]), TextPerplexity(lm, [text]).scored.sum()
+    own.backend_tokenizer.enable_truncation(3)
+    own.backend_tokenizer.enable_padding(length=40)
+    assert prompt_ids(lm, [text]) == row and TextPerplexity(lm, [text]).scored.sum() == scored
+
+
+def test_a_tokenizer_in_python():
+    "ByT5's: bytes, an end token behind each text, no `tokenizer.json`."
+    own = ByT5Tokenizer()
+    lm = LM("mine", model_of("gpt2", len(own), **gpt2), own)
+    row, new = prompt_ids(lm, ["the män"])[0], own(" is", add_special_tokens=False)["input_ids"]
+    assert row == own("the män", add_special_tokens=False)["input_ids"]
+    assert decode_continuations(own, [row], [new]) == [" is"]
+    assert TextPerplexity(lm, ["abc"]).scored.sum() == 2
+    before = tokenizer_hash(own)
+    own.add_tokens(["<new>"])
+    assert tokenizer_hash(own) != before

@@ -273,3 +273,26 @@ def test_a_word_list_may_be_any_file(tmp_path):
     path.write_bytes(b"caf\xe9")
     with pytest.raises(InputError, match="is not UTF-8"): load_scorer(str(path))
     assert load_scorer("words:\udc80").name == "words:\udc80" and len(WordListScorer(["\udc80", *"abcdefgh"]).name) == 16
+
+
+def test_the_label_reaches_every_interface(tmp_path, monkeypatch):
+    "Python, the command and papermill; records of a repair without a label are as before."
+    import inspect
+    from fairness_repair.app.job import check_job
+    from fairness_repair.app.pipeline import repair
+    from fairness_repair.core import literal_assignments, paths
+    from fairness_repair.pruning.experiment import make_config
+    monkeypatch.setattr(toxicity, "HARMLESS", "that is nice")
+    monkeypatch.setattr(toxicity, "INSULT", "you are stupid")
+    folder = ranking(tmp_path/"judge")
+    given = dict(axis="gender", prompts="tiny", text="tiny", scorer=folder)
+    with pytest.raises(InputError, match="Say which one means toxic: label="): check_job("tiny", tmp_path/"out", **given)
+    with pytest.raises(InputError, match="does not mean toxic"): check_job("tiny", tmp_path/"out", **given, label="LABEL_0")
+    job = check_job("tiny", tmp_path/"out", **given, label="LABEL_1")
+    assert job.config["label"] == "LABEL_1" and "label" not in check_job("tiny", tmp_path/"out").config
+    with pytest.raises(InputError, match="only a classifier has labels"): make_config("tiny", label="toxic")
+    assert inspect.signature(repair).parameters["label"].default == ""
+    for path in sorted(paths.nbs.glob("rq*.ipynb")):
+        cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
+        declared = literal_assignments(cells[0])
+        assert ("scorer" in declared) == ("label" in declared), path.name
