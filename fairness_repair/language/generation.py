@@ -16,10 +16,11 @@ import numpy as np, psutil, torch, transformers
 from fastcore.meta import delegates
 
 from ..core import InputError
-from .heads import head_width
+from .attention import NO_CACHE_FAMILIES, UNPADDED_FAMILIES, of_layer
 from .models import LM
 from .overflow import not_finite_error
-from .tokenization import check_length, decode_continuations, first_position, padding_id, prompt_ids
+from .tokenization import check_length, check_texts, decode_continuations, first_position
+from .tokenization import padding_id, prompt_ids
 
 # %% ../../nbs/language/05_generation.ipynb #c005
 def prompt_seed(
@@ -151,11 +152,10 @@ def row_bytes(
     n_scored:int=1, # positions per row whose logits are computed
 ) -> int:
     "Estimate the memory of one row of a batch, from above."
-    text, itemsize = lm.config.get_text_config(), lm.dtype.itemsize
-    width, heads = text.hidden_size, text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    cached = 2*text.num_hidden_layers*kv_heads*head_width(text)
-    layer = 4*width + 3*(getattr(text, "intermediate_size", None) or 4*width) + 2*heads*length
+    text, itemsize, kv_heads = lm.config, lm.dtype.itemsize, getattr(lm.config, "num_key_value_heads", None)
+    width, inner = text.hidden_size, getattr(text, "intermediate_size", None)
+    cached = sum(2*(of_layer(kv_heads, p.layer) or p.n_heads)*p.head_dim for p in lm.projections)
+    layer = 4*width + 3*int(np.max(inner or 4*width)) + 2*max(p.n_heads for p in lm.projections)*length
     return itemsize*length*(cached + layer) + n_scored*text.vocab_size*(2*itemsize + 8)
 
 # %% ../../nbs/language/05_generation.ipynb #c026
@@ -207,6 +207,9 @@ def map_batches(
     n_scored = n_scored or (1 if forward_accepts(lm.model, "logits_to_keep") else longest)
     limit = max(1, max_rows(lm, longest, n_scored=n_scored)//copies)
     parts = length_batches(lengths, min(batch_size, limit))
+    if lm.config.model_type in UNPADDED_FAMILIES: # rows of one length need no padding
+        lengths = np.asarray(lengths)
+        parts = [same for part in parts for same in np.split(part, np.flatnonzero(np.diff(lengths[part])) + 1)]
     return [done for part in parallel_map(lambda part: split_on_oom(work, part), parts, lm) for done in part]
 
 # %% ../../nbs/language/05_generation.ipynb #c034
@@ -245,7 +248,7 @@ def continue_batch(
 ) -> torch.Tensor: # new token ids, -1 after logits that are not finite, shape (rows*copies, steps);
     # steps = new_tokens unless all have ended
     "Continue the prompts of one batch, each with as many copies as it has seeds."
-    has_cache = forward_accepts(lm.model, "past_key_values")
+    has_cache = forward_accepts(lm.model, "past_key_values") and lm.config.model_type not in NO_CACHE_FAMILIES
     cache = transformers.DynamicCache(config=lm.model.config) if has_cache else None
     padded = LeftPadded(*(t.to(lm.device) for t in pad_left(rows, padding_id(lm), first_position(lm.model))))
     copies, stop_ids = len(seeds)//len(rows), torch.tensor(stops, dtype=torch.int64, device=lm.device)
@@ -286,7 +289,7 @@ def make_sampler(
     "Tokenize prompts and prepare their noise."
     for name, value in dict(new_tokens=new_tokens, top_k=top_k, temperature=temperature).items():
         if not value > 0: raise InputError(f"{name} = {value}: needs a number above 0")
-    rows = prompt_ids(lm, texts)
+    if not (rows := prompt_ids(lm, texts)): raise InputError("there is no prompt: give at least one")
     lengths = np.array([len(r) + new_tokens for r in rows])
     check_length(lm, lengths.max())
     repeats = np.zeros(len(rows), int) if repeat_index is None else repeat_index
@@ -322,7 +325,7 @@ def generate(
     **kwargs, # for `sample_continuations`
 ) -> list:    # continuations as text, in the order of the prompts
     "Sample one continuation for each prompt; refuse a model whose logits are not finite."
-    texts = list(texts)
+    texts = check_texts(texts)
     found = sample_continuations(lm, texts, **kwargs)
     if None not in found: return found
     broken = texts[found.index(None)]

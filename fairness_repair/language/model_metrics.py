@@ -24,8 +24,8 @@ from ..metrics import encode_groups, group_disparity, noise_corrected_bias, nois
 from ..metrics import perplexity as mean_perplexity
 from .models import LM
 from .overflow import not_finite_error
-from .tokenization import added_tokens, check_ids, check_length, decode_continuations
-from .tokenization import n_positions, prompt_ids
+from .tokenization import added_tokens, check_ids, check_length, check_texts
+from .tokenization import decode_continuations, n_positions, prompt_ids
 from .toxicity import check_scores, texts_to_score
 
 # %% ../../nbs/language/07_model_metrics.ipynb #c005
@@ -312,6 +312,8 @@ class TextPerplexity(Metric):
         window = window or min(1024, positions)
         if window > positions: raise InputError(f"window = {window}: {lm.name} has {positions} positions")
         if mode not in ("sliding", "fasp"): raise InputError(f"mode {mode!r}: use 'sliding' or 'fasp'")
+        if tokens is not None and tokens < 2:
+            raise InputError(f"tokens = {tokens}: needs 2 or more, or None for all")
         self.window, self.stride, self.mode = window, stride or max(1, window//2), mode
         self.tokenizer = tokenizer_hash(lm.tokenizer)
         self.windows = [w for w in self.cut(lm, documents, positions, tokens) if w.scored > 0]
@@ -323,8 +325,9 @@ class TextPerplexity(Metric):
 def cut(self:TextPerplexity, lm, documents, positions, tokens) -> list: # of `Window`
     "Cut documents into windows, until enough tokens are scored."
     bos, windows = lm.tokenizer.bos_token_id, []
+    if not (documents := check_texts(documents)): return []
     first = added_tokens(lm.tokenizer).before or ([] if bos is None else [bos])
-    for ids in lm.tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]:
+    for ids in lm.tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]:
         ids = (first + ids)[:tokens]
         check_ids(lm, [ids])
         if self.mode == "fasp": found = fasp_windows(ids, max_length=positions)
