@@ -12,6 +12,7 @@ import numpy as np, pandas as pd
 
 from .result import RepairResult, join_heads
 from .verdict import format_number
+from ..language.heads import values_by_layer
 from ..plots import METHOD_COLOURS, plot_heads, plot_tradeoff, set_theme
 
 # %% ../../nbs/app/06_figures.ipynb #c008
@@ -96,7 +97,7 @@ def _draw_figures(
     if len(result.searched_states) and relative: _plot_price(result, ax=panel("price", 4.4))
     if mask.any():
         ax = panel("heads", 4.4)
-        plot_heads({method: mask.reshape(result.grid).astype(float)}, [ax])
+        plot_heads({method: values_by_layer(mask, *result.grid)}, [ax])
         ax.set_title(f"Dropped heads: {mask.sum()} of {mask.size}")
     return figures
 

@@ -90,7 +90,7 @@ def _check_data(
 ):
     "Refuse prompts, text or a scorer that cannot be read."
     for split in load_prompts(settings.prompts, settings.axis): load_text(settings.text, split)
-    if settings.scorer != "next word": load_scorer(settings.scorer)
+    if settings.scorer != "next word": load_scorer(settings.scorer, label=settings.label or None)
 
 # %% ../../nbs/app/00_job.ipynb #c016
 def check_job(

@@ -42,6 +42,7 @@ def repair(
     prompts:str="",        # your prompts, a CSV with the columns text, axis, group; left out: HolisticBias
     text:str="",           # your held-out text, a file; left out: WikiText-2
     scorer:str="",         # alt-profanity, words:this,that, or a classifier: unitary/unbiased-toxic-roberta
+    label:str="",          # the classifier's label that means toxic; left out: toxicity, toxic or the only one
     method:str="AP",       # how the heads are chosen: AP (Attention Pruning), SA (annealing), random, FASP
     epsilon:float=.5,      # weight of fairness against fluency, from 0 to 1
     budget:int=-1,         # states to measure; left out: what suits the model
@@ -50,7 +51,7 @@ def repair(
     progress:bool=True,    # show bars
 ) -> RepairResult:         # its `checkpoint` is the folder of the fairer model, or None
     "Make a language model fairer by dropping attention heads, and report how certain the change is."
-    job = check_job(model, out, axis=axis, prompts=prompts, text=text, scorer=scorer, method=method,
+    job = check_job(model, out, axis=axis, prompts=prompts, text=text, scorer=scorer, label=label, method=method,
                     epsilon=epsilon, budget=budget, seed=seed, dtype=dtype)
     claim_folder(job)
     with stop_at_once(), Store(job.out/"measured.sqlite") as store:

@@ -23,7 +23,7 @@ class RepairResult:
     "Hold the outcome of a repair and everything its report card shows."
     job: Job
     model: str             # the original, in one line
-    grid: tuple            # layers, heads per layer
+    grid: tuple            # layers, heads per layer (an int, or one int for each layer)
     drop_mask: np.ndarray  # dropped heads, bool (n,); all False: the original model
     status: str            # one of `STATUSES`
     verdict: str           # one sentence
@@ -41,7 +41,7 @@ class RepairResult:
     @property
     def saved(self) -> bool: return self.status in ("repaired", "not significant")
     @property
-    def heads(self) -> list: return mask_to_heads(self.drop_mask, self.grid[1]) # [layer, head] pairs
+    def heads(self) -> list: return mask_to_heads(self.drop_mask, *self.grid) # [layer, head] pairs
     @property
     def checkpoint(self) -> Path|None: return self.job.out/"model" if self.saved else None
     @property
@@ -128,6 +128,11 @@ def list_limits(
     if not result.original_p < .05:
         p = format_p(result.original_p)
         found.append(f"The original model's own bias is not significant on these prompts (p = {p}).")
+    n_layers, n_heads = result.grid
+    if np.min(n_heads) == 0:
+        with_heads = ", ".join(str(layer) for layer in np.flatnonzero(n_heads))
+        found.append(f"Only {np.count_nonzero(n_heads)} of the {n_layers} layers have attention heads "
+                     f"({with_heads}, counted from 0): the others were left alone.")
     if result.drop_mask.any(): found += _change_limits(result)
     return found + [f"Perplexity was measured on {sizes['tokens']:,} tokens of {slug(s.text)}; it says "
                     "little about knowledge, and nothing about how well instructions are followed."]

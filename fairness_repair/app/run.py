@@ -110,7 +110,7 @@ def run_job(
     verdict = judge(found["table"], mask, axis=s.axis, limit=s.max_perplexity_ratio, reason=choice.reason)
     counts = sum((e.counts for e in evaluators.values()), Counts())
     record = provenance(config=job.config, weights=lm.weights_hash(), verdict=verdict.sentence,
-                        dropped=mask_to_heads(mask, lm.n_heads),
+                        dropped=mask_to_heads(mask, lm.n_layers, lm.n_heads),
                         measured=counts.measured, reused=counts.reused,
                         seconds=round(time.perf_counter() - start, 1))
     grid, name = (lm.n_layers, lm.n_heads), repr(replace(lm, name=slug(lm.name)))

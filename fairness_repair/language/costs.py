@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
 from ..core import hardware as describe_machine
+from .attention import attention_output_projections, of_layer
 from .evaluator import Evaluator
 from .generation import ForwardPass
-from .heads import head_width
 
 # %% ../../nbs/language/13_costs.ipynb #c005
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ def model_size(
     with torch.device("meta"): model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     text, lm_head = config.get_text_config(), model.get_output_embeddings()
     linear = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not lm_head]
-    layers, heads, width = text.num_hidden_layers, text.num_attention_heads, head_width(text)
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    projections, kv_heads = attention_output_projections(model), getattr(text, "num_key_value_heads", None)
     return ModelSize(
         linear_params=sum(m.weight.numel() for m in linear), lm_head_params=lm_head.weight.numel(),
-        layers=layers, width=text.hidden_size, vocabulary=text.vocab_size,
-        attended=layers*heads*width, cached=2*layers*kv_heads*width)
+        layers=text.num_hidden_layers, width=text.hidden_size, vocabulary=text.vocab_size,
+        attended=sum(p.n_heads*p.head_dim for p in projections),
+        cached=sum(2*(of_layer(kv_heads, p.layer) or p.n_heads)*p.head_dim for p in projections))
 
 # %% ../../nbs/language/13_costs.ipynb #c011
 WORK = ["operations", "bytes", "calls"]

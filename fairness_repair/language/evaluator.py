@@ -6,7 +6,7 @@
 __all__ = ['Measurement', 'Serial', 'Counts', 'Evaluator']
 
 # %% ../../nbs/language/09_evaluator.ipynb #c002
-import time
+import time, warnings
 from collections import Counter
 from copy import copy
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..core import InputError
 from .heads import heads_dropped
-from .model_metrics import Metric
+from .model_metrics import Metric, tokenizer_hash
 from .models import LM
 from .subsampling import Subsampled, Subsampling
 from ..states import state_from_hex, state_to_hex
@@ -48,7 +48,8 @@ class Serial:
 
     def measure_one(self, lm, name, metric, state) -> Measurement:
         start, part = time.perf_counter(), metric.for_state(state)
-        with heads_dropped(lm.model, state): numbers = part(lm)
+        part.check(lm)
+        with heads_dropped(lm.model, state): numbers = np.asarray(part.measure(lm), float)
         return Measurement(name, state, numbers, time.perf_counter() - start)
 
     def readable_records(self,
@@ -93,6 +94,9 @@ class Evaluator:
         else: self.metrics = metrics
         dtype = str(lm.dtype).removeprefix("torch.")
         self.model_record = dict(model=lm.name, weights=lm.weights_hash()[:16], dtype=dtype)
+        self.tokenizer = tokenizer_hash(lm.tokenizer)
+        self.prompts_digest = toxicity and toxicity.prompt_digest(lm) # None: its record has the token ids
+        self.check_prompts(write=False)
 
 # %% ../../nbs/language/09_evaluator.ipynb #c014
 @patch
@@ -112,6 +116,27 @@ def to_record(self:Evaluator) -> dict:
                  toxicity=self.toxicity and self.toxicity.to_record())
     return found | (self.subsampling.to_record() if self.subsampling else {})
 
+# %% ../../nbs/language/09_evaluator.ipynb #c015b
+@patch
+def check_prompts(self:Evaluator,
+    *,
+    write:bool, # whether a store that knows no token ids is told these
+):
+    "Refuse a store that holds results of these prompts under another tokenizer."
+    if not self.prompts_digest: return
+    question = self.record_of(self.toxicity) | dict(asked="token ids of the prompts")
+    if not write and self.store.missing([question]): return
+    if self.store.get_or_compute(question, lambda: self.prompts_digest) != self.prompts_digest:
+        raise InputError(f"the store holds results of {self.lm.name} with another tokenizer: "
+                         "use another store")
+
+@patch
+def check_tokenizer(self:Evaluator):
+    "Refuse a tokenizer that has changed."
+    if tokenizer_hash(self.lm.tokenizer) != self.tokenizer:
+        raise InputError(f"the tokenizer of {self.lm.name} has changed since this evaluator was made: "
+                         "make a new evaluator, with a store of its own")
+
 # %% ../../nbs/language/09_evaluator.ipynb #c017
 @patch
 def find(self:Evaluator,
@@ -128,12 +153,28 @@ def missing(self:Evaluator,
     metrics:dict|None=None, # name -> metric; None: all
 ) -> dict:             # name -> (metric, states, each once), for metrics with missing states
     "List what is not in the store."
+    self.check_tokenizer()
     distinct, tasks = list({state.tobytes(): state for state in states}.values()), {}
     for name, metric in (self.metrics if metrics is None else metrics).items():
         records = self.readable_records(metric)
         new = [state for state in distinct if self.find(records, state) is None]
         if new: tasks[name] = metric, np.array(new)
     return tasks
+
+# %% ../../nbs/language/09_evaluator.ipynb #c017b
+@patch
+def judge_overflow(self:Evaluator,
+    metric:Metric,
+    state, # bool, shape (n,), whose numbers are not finite
+):
+    "Refuse a model that overflows unmodified; of one that overflows with these heads dropped, only warn."
+    part, dtype = metric.for_state(state), str(self.lm.dtype).removeprefix("torch.")
+    part(self.lm) # raises if the unmodified model overflows
+    if not state.any():
+        raise InputError(f"{self.lm.name} gives numbers that are not finite (NaN or infinity) in {dtype} in "
+                         "some batches, but not in others: load it as float32")
+    warnings.warn(f"{self.lm.name} overflows in {dtype} with {state.sum()} of {len(state)} heads dropped. "
+                  "This state counts as infinitely bad, and the search goes on")
 
 # %% ../../nbs/language/09_evaluator.ipynb #c018
 @patch
@@ -143,11 +184,13 @@ def measure(self:Evaluator,
     progress:bool=False, # show a bar
 ):                       # iterator of `Measurement`
     "Measure, store and count."
+    if tasks: self.check_prompts(write=True)
     records = {name: self.record_of(metric) for name, (metric, _) in tasks.items()}
     total = sum(len(states) for _, states in tasks.values())
     measurements = self.backend.measure(self.lm, tasks)
     bar = tqdm(measurements, total=total, unit=" measurements", disable=not (progress and total))
     for found in bar:
+        if not np.isfinite(found.numbers).all(): self.judge_overflow(tasks[found.name][0], found.state)
         record = records[found.name] | found.details
         self.store.put(record, state_to_hex(found.state), found.numbers, found.seconds)
         self.counts.measured += 1
@@ -165,7 +208,10 @@ def numbers(self:Evaluator,
     tasks = self.missing([state], dict(numbers=metric))
     self.counts.reused += not tasks
     for _ in self.measure(tasks): pass
-    return self.find(self.readable_records(metric), state)
+    numbers = self.find(self.readable_records(metric), state)
+    if np.isfinite(numbers).all(): return numbers
+    raise InputError(f"{self.lm.name} overflows with {state.sum()} of {len(state)} heads dropped: "
+                     "there are no numbers to compare. Load it as bfloat16 or float32")
 
 @patch
 def scores(self:Evaluator, state) -> np.ndarray: # shape (prompts,), also with subsampling
@@ -173,15 +219,23 @@ def scores(self:Evaluator, state) -> np.ndarray: # shape (prompts,), also with s
     return self.numbers(self.toxicity, state)
 
 # %% ../../nbs/language/09_evaluator.ipynb #c023
+def _columns(part, numbers) -> dict: # all infinite if the model overflowed
+    if np.isfinite(numbers).all(): return part.columns(numbers)
+    return dict.fromkeys(part.columns(np.zeros(len(numbers))), np.inf)
+
 @patch
 def _make_row(self:Evaluator, state, records) -> dict: # records: name -> readable records
     row = dict(state=state_to_hex(state), dropped=int(state.sum()))
     parts = {name: metric.for_state(state) for name, metric in self.metrics.items()}
-    for name, part in parts.items(): row |= part.columns(self.find(records[name], state))
+    for name, part in parts.items(): row |= _columns(part, self.find(records[name], state))
+    if not state.any() and np.isinf(row.get("perplexity", 0)):
+        raise InputError(f"the perplexity of {self.lm.name} is too large for a number: the model is damaged, "
+                         "or this is not its text")
     if self.subsampling: row |= {k: v for part in parts.values() for k, v in part.size().items()}
     if self.callback: self.callback(row)
     return row
 
+# %% ../../nbs/language/09_evaluator.ipynb #c023b
 @patch
 def row(self:Evaluator, state) -> dict:
     "Measure one state."

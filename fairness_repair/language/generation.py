@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SMALL_MODEL', 'prompt_seed', 'splitmix64', 'gumbel_noise', 'sample_token', 'length_batches', 'LeftPadded', 'pad_left',
            'is_latency_bound', 'parallel_map', 'forward_accepts', 'row_bytes', 'free_memory', 'max_rows',
-           'split_on_oom', 'map_batches', 'continue_batch', 'Sampler', 'check_length', 'make_sampler', 'generate',
-           'ForwardPass', 'generation_passes']
+           'split_on_oom', 'map_batches', 'continue_batch', 'Sampler', 'make_sampler', 'sample_continuations',
+           'generate', 'ForwardPass', 'generation_passes']
 
 # %% ../../nbs/language/05_generation.ipynb #c002
 import hashlib, inspect
@@ -16,8 +16,11 @@ import numpy as np, psutil, torch, transformers
 from fastcore.meta import delegates
 
 from ..core import InputError
-from .heads import head_width
+from .attention import NO_CACHE_FAMILIES, UNPADDED_FAMILIES, of_layer
 from .models import LM
+from .overflow import not_finite_error
+from .tokenization import check_length, check_texts, decode_continuations, first_position
+from .tokenization import padding_id, prompt_ids
 
 # %% ../../nbs/language/05_generation.ipynb #c005
 def prompt_seed(
@@ -64,13 +67,14 @@ def sample_token(
     top_k:int=50,         # number of most probable tokens to sample from
     temperature:float=1., # divides the logits
     forbidden=(),         # token ids that are never sampled
-) -> torch.Tensor:        # token ids, shape (rows,)
+) -> torch.Tensor:        # token ids, shape (rows,); -1 where the largest logit is NaN or infinite
     "Sample one token for each row."
-    if len(forbidden):
-        logits = logits.index_fill(1, torch.tensor(list(forbidden), device=logits.device), -torch.inf)
-    top, tokens = logits.topk(min(top_k, logits.shape[1]))
-    noisy = torch.nan_to_num(top.double())/temperature + gumbel_noise(seeds, step, tokens)
-    return tokens.gather(1, noisy.argmax(1, keepdim=True))[:, 0]
+    if forbidden := [i for i in forbidden if i < logits.shape[1]]:
+        logits = logits.index_fill(1, torch.tensor(forbidden, device=logits.device), -torch.inf)
+    top, tokens = logits.topk(min(top_k, logits.shape[1])) # NaN counts as the largest number
+    noisy = top.double()/temperature + gumbel_noise(seeds, step, tokens)
+    sampled = tokens.gather(1, noisy.argmax(1, keepdim=True))[:, 0]
+    return sampled.where(top[:, 0].isfinite(), -1)
 
 # %% ../../nbs/language/05_generation.ipynb #c018
 def length_batches(
@@ -88,14 +92,15 @@ class LeftPadded(NamedTuple):
     positions: torch.Tensor # of each token in its row
 
 def pad_left(
-    rows,      # lists of token ids
-    pad:int,   # padding token id
+    rows,        # lists of token ids
+    pad:int,     # padding token id
+    first:int=0, # position of each row's first token, as from `first_position`
 ) -> LeftPadded:
     "Align the ends of the rows."
     longest = max(map(len, rows))
     ids = torch.tensor([[pad]*(longest - len(r)) + list(r) for r in rows])
     mask = torch.tensor([[0]*(longest - len(r)) + [1]*len(r) for r in rows])
-    return LeftPadded(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+    return LeftPadded(ids, mask, (mask.cumsum(1) - 1).clamp(min=0) + first)
 
 # %% ../../nbs/language/05_generation.ipynb #c021
 SMALL_MODEL = 1e7 # parameters; below, calling a layer costs more than computing it
@@ -135,11 +140,10 @@ def row_bytes(
     n_scored:int=1, # positions per row whose logits are computed
 ) -> int:
     "Estimate the memory of one row of a batch, from above."
-    text, itemsize = lm.config.get_text_config(), lm.dtype.itemsize
-    width, heads = text.hidden_size, text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    cached = 2*text.num_hidden_layers*kv_heads*head_width(text)
-    layer = 4*width + 3*(getattr(text, "intermediate_size", None) or 4*width) + 2*heads*length
+    text, itemsize, kv_heads = lm.config, lm.dtype.itemsize, getattr(lm.config, "num_key_value_heads", None)
+    width, inner = text.hidden_size, getattr(text, "intermediate_size", None)
+    cached = sum(2*(of_layer(kv_heads, p.layer) or p.n_heads)*p.head_dim for p in lm.projections)
+    layer = 4*width + 3*int(np.max(inner or 4*width)) + 2*max(p.n_heads for p in lm.projections)*length
     return itemsize*length*(cached + layer) + n_scored*text.vocab_size*(2*itemsize + 8)
 
 # %% ../../nbs/language/05_generation.ipynb #c026
@@ -191,9 +195,35 @@ def map_batches(
     n_scored = n_scored or (1 if forward_accepts(lm.model, "logits_to_keep") else longest)
     limit = max(1, max_rows(lm, longest, n_scored=n_scored)//copies)
     parts = length_batches(lengths, min(batch_size, limit))
+    if lm.config.model_type in UNPADDED_FAMILIES: # rows of one length need no padding
+        lengths = np.asarray(lengths)
+        parts = [same for part in parts for same in np.split(part, np.flatnonzero(np.diff(lengths[part])) + 1)]
     return [done for part in parallel_map(lambda part: split_on_oom(work, part), parts, lm) for done in part]
 
 # %% ../../nbs/language/05_generation.ipynb #c034
+def _read(
+    model,         # a Hugging Face causal LM
+    padded,        # `LeftPadded`
+    cache,         # of keys and values; None: the model has none
+): # next-token logits, shape (rows, vocabulary)
+    "Run one forward pass."
+    options = dict(logits_to_keep=1) if forward_accepts(model, "logits_to_keep") else {}
+    if cache is not None: options |= dict(past_key_values=cache, use_cache=True)
+    if forward_accepts(model, "position_ids"): options["position_ids"] = padded.positions
+    return model(input_ids=padded.ids, attention_mask=padded.mask, **options).logits[:, -1]
+
+def _append(
+    padded:LeftPadded,
+    new_ids,         # one token id per row
+    has_cache:bool,  # whether the next forward pass reads the new tokens only
+) -> LeftPadded:
+    "Prepare the next forward pass."
+    ids, mask, positions = new_ids[:, None], padded.mask, padded.positions[:, -1:] + 1
+    mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+    if has_cache: return LeftPadded(ids, mask, positions)
+    return LeftPadded(torch.cat([padded.ids, ids], 1), mask, torch.cat([padded.positions, positions], 1))
+
+# %% ../../nbs/language/05_generation.ipynb #c034b
 @torch.inference_mode()
 def continue_batch(
     lm:LM,
@@ -203,46 +233,35 @@ def continue_batch(
     *,
     stops=(), # token ids that end a continuation, which is then filled with the first of them
     **kwargs, # for `sample_token`
-) -> torch.Tensor: # new token ids, shape (rows*copies, steps); steps = new_tokens unless all have ended
+) -> torch.Tensor: # new token ids, -1 after logits that are not finite, shape (rows*copies, steps);
+    # steps = new_tokens unless all have ended
     "Continue the prompts of one batch, each with as many copies as it has seeds."
-    model, cache, sampled = lm.model, transformers.DynamicCache(config=lm.model.config), []
-    ids, mask, positions = (t.to(lm.device) for t in pad_left(rows, lm.tokenizer.pad_token_id))
-    options = dict(logits_to_keep=1) if forward_accepts(model, "logits_to_keep") else {}
-    takes_positions = forward_accepts(model, "position_ids")
+    has_cache = forward_accepts(lm.model, "past_key_values") and lm.config.model_type not in NO_CACHE_FAMILIES
+    cache = transformers.DynamicCache(config=lm.model.config) if has_cache else None
+    padded = LeftPadded(*(t.to(lm.device) for t in pad_left(rows, padding_id(lm), first_position(lm.model))))
     copies, stop_ids = len(seeds)//len(rows), torch.tensor(stops, dtype=torch.int64, device=lm.device)
-    ended = torch.zeros(len(seeds), dtype=torch.bool, device=lm.device)
+    ended, sampled = torch.zeros(len(seeds), dtype=torch.bool, device=lm.device), []
     for step in range(new_tokens):
-        if takes_positions: options["position_ids"] = positions
-        out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
-        logits = out.logits[:, -1]
+        logits = _read(lm.model, padded, cache)
         if step == 0 and copies > 1:
-            logits, mask, positions = (t.repeat_interleave(copies, 0) for t in (logits, mask, positions))
-            cache.batch_repeat_interleave(copies)
+            logits, *padded = (t.repeat_interleave(copies, 0) for t in (logits, *padded))
+            padded = LeftPadded(*padded)
+            if has_cache: cache.batch_repeat_interleave(copies)
         new_ids = sample_token(logits, seeds, step, **kwargs)
         if len(stops):
             new_ids = torch.where(ended, stop_ids[0], new_ids)
             ended = ended | torch.isin(new_ids, stop_ids)
         sampled.append(new_ids)
         if len(stops) and ended.all(): break
-        ids, positions = new_ids[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        padded = _append(padded, new_ids.clamp(min=0), has_cache)
     return torch.stack(sampled, 1).cpu()
 
 # %% ../../nbs/language/05_generation.ipynb #c036
 class Sampler(NamedTuple):
     "Continues some of its prompts in one batch."
+    rows: list          # token ids of each prompt
     lengths: np.ndarray # tokens of each prompt with its continuation, shape (prompts,)
     sample: Callable    # row numbers -> new token ids, shape (rows, new_tokens)
-
-def check_length(
-    lm:LM,
-    tokens:int, # of the longest prompt with its continuation
-):
-    "Refuse prompts for which the model has too few positions."
-    limit = getattr(lm.config, "max_position_embeddings", None)
-    if limit and tokens > limit:
-        raise InputError(f"prompt and continuation need {tokens} tokens, {lm.name} has {limit} positions: "
-                         f"shorten the prompts or lower new_tokens")
 
 # %% ../../nbs/language/05_generation.ipynb #c038
 def make_sampler(
@@ -256,7 +275,9 @@ def make_sampler(
     temperature:float=1., # divides the logits
 ) -> Sampler:
     "Tokenize prompts and prepare their noise."
-    rows = lm.tokenizer(list(texts))["input_ids"]
+    for name, value in dict(new_tokens=new_tokens, top_k=top_k, temperature=temperature).items():
+        if not value > 0: raise InputError(f"{name} = {value}: needs a number above 0")
+    if not (rows := prompt_ids(lm, texts)): raise InputError("there is no prompt: give at least one")
     lengths = np.array([len(r) + new_tokens for r in rows])
     check_length(lm, lengths.max())
     repeats = np.zeros(len(rows), int) if repeat_index is None else repeat_index
@@ -265,23 +286,37 @@ def make_sampler(
     options = dict(top_k=top_k, temperature=temperature, forbidden=forbidden)
     def sample(part):
         return continue_batch(lm, [rows[i] for i in part], seeds[part].to(lm.device), new_tokens, **options)
-    return Sampler(lengths, sample)
+    return Sampler(rows, lengths, sample)
 
 # %% ../../nbs/language/05_generation.ipynb #c039
 @delegates(make_sampler)
-def generate(
+def sample_continuations(
     lm:LM,    # the model, possibly with heads dropped around this call, one drop mask for all prompts
     texts,    # prompts
     *,
     batch_size:int=128, # prompts per batch, at most
     **kwargs, # for `make_sampler`
-) -> list:    # continuations as text, in the order of the prompts
+) -> list:    # continuations as text, in the order of the prompts; None where the model gave no finite logits
     "Sample one continuation for each prompt."
     sampler = make_sampler(lm, texts, **kwargs)
     texts_of = [None]*len(sampler.lengths)
     for part, new in map_batches(sampler.sample, sampler.lengths, lm, batch_size=batch_size):
-        for i, text in zip(part, lm.tokenizer.batch_decode(new)): texts_of[i] = text
+        found = decode_continuations(lm.tokenizer, [sampler.rows[i] for i in part], new.tolist())
+        for i, text in zip(part, found): texts_of[i] = text
     return texts_of
+
+@delegates(sample_continuations)
+def generate(
+    lm:LM,    # the model, possibly with heads dropped around this call, one drop mask for all prompts
+    texts,    # prompts
+    **kwargs, # for `sample_continuations`
+) -> list:    # continuations as text, in the order of the prompts
+    "Sample one continuation for each prompt; refuse a model whose logits are not finite."
+    texts = check_texts(texts)
+    found = sample_continuations(lm, texts, **kwargs)
+    if None not in found: return found
+    broken = texts[found.index(None)]
+    raise not_finite_error(lm, lambda: sample_continuations(lm, [broken], **kwargs))
 
 # %% ../../nbs/language/05_generation.ipynb #c043
 class ForwardPass(NamedTuple):

@@ -9,41 +9,51 @@ __all__ = ['ROWS_PER_PASS', 'tokenizer_hash', 'digest', 'Piece', 'Metric', 'Grou
 # %% ../../nbs/language/07_model_metrics.ipynb #c002
 import hashlib, json
 from copy import copy
+from dataclasses import replace
 from typing import Callable, NamedTuple
 from weakref import WeakKeyDictionary
 import numpy as np, torch
 from fastcore.basics import patch
 
 from ..core import InputError
-from .generation import ForwardPass, generate, generation_passes, length_batches
-from .generation import make_sampler, map_batches, parallel_map
+from .generation import ForwardPass, generation_passes, length_batches, make_sampler
+from .generation import map_batches, parallel_map, sample_continuations
 from .likelihood import batch_nll, fasp_windows, reading_passes, sliding_windows
 from .likelihood import window_nll
 from ..metrics import encode_groups, group_disparity, noise_corrected_bias, noise_floor
 from ..metrics import perplexity as mean_perplexity
 from .models import LM
-from .toxicity import texts_to_score
+from .overflow import not_finite_error
+from .tokenization import added_tokens, check_ids, check_length, check_texts
+from .tokenization import decode_continuations, n_positions, prompt_ids
+from .toxicity import check_scores, texts_to_score
 
 # %% ../../nbs/language/07_model_metrics.ipynb #c005
-_tokenizer_hashes = WeakKeyDictionary() # a large vocabulary takes 0.1 s
+_tokenizer_hashes = WeakKeyDictionary() # tokenizer -> (rules, hash); a large vocabulary takes 0.1 s
+
+def _rules(tokenizer) -> tuple: # all that may change in place, but the vocabulary
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    parts = (fast.normalizer, fast.pre_tokenizer, fast.post_processor, fast.decoder) if fast else ()
+    return (len(tokenizer), str(tokenizer.added_tokens_decoder), *map(repr, parts))
 
 def tokenizer_hash(
     tokenizer, # of Hugging Face
 ) -> str:      # 16 hex digits
     "Hash everything that decides a text's token ids."
-    if tokenizer not in _tokenizer_hashes:
-        fast = getattr(tokenizer, "backend_tokenizer", None)
-        rules = json.loads(fast.to_str()) if fast else dict(kind=type(tokenizer).__name__)
-        rules |= dict(truncation=None, padding=None) # they change from call to call
-        rules |= dict(all=tokenizer.get_vocab())
-        _tokenizer_hashes[tokenizer] = digest(json.dumps(rules, sort_keys=True))
-    return _tokenizer_hashes[tokenizer]
+    known, rules_now = _tokenizer_hashes.get(tokenizer), _rules(tokenizer)
+    if known and known[0] == rules_now: return known[1]
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(fast.to_str()) if fast else dict(kind=type(tokenizer).__name__)
+    rules |= dict(truncation=None, padding=None) # they change from call to call
+    rules |= dict(all=tokenizer.get_vocab())
+    _tokenizer_hashes[tokenizer] = rules_now, digest(json.dumps(rules, sort_keys=True))
+    return _tokenizer_hashes[tokenizer][1]
 
 def digest(
     *values, # anything with a text form
 ) -> str:    # 16 hex digits
     "Hash data for a record."
-    return hashlib.sha256("\x1f".join(map(str, values)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\x1f".join(map(str, values)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 # %% ../../nbs/language/07_model_metrics.ipynb #c008
 class Piece(NamedTuple):
@@ -52,20 +62,22 @@ class Piece(NamedTuple):
     run: Callable    # (lm, times, first=False) -> numbers, (rows, times); `first`: only the first pass
 
 class Metric:
-    """One number per row of a model. Subclasses define these methods, the last five where they are used.
+    """One number per row of a model. Subclasses define these methods, the last ones where they are used.
 
     - `to_record()`: all that the numbers depend on besides the model, as a dict of JSON values; hashed
-    - `measure(lm)`: one number per row
+    - `measure(lm)`: one number per row; NaN where the model's numbers are not finite
     - `columns(numbers)`: results for an evaluator's table, as a dict
     - `pieces(lm, rows=, tokens=)`: list of `Piece`, limited in rows or tokens, for `Batched` and `ByLayer`
     - `subset(rows)`: the same metric on some of its rows
     - `draw_rows(share, rng)`: random row numbers, sorted; with `subset` and `size` for `Subsampling`
     - `size()`: the number of rows, as a dict with their unit as key
     - `passes(lm)`: phase -> list of `ForwardPass`, for `evaluator_cost`
+    - `prompt_digest(lm)`: hash of its prompts' token ids, if its record has only their text
     """
     tokenizer = None  # hash of the tokenizer that its token ids belong to; None: it holds no ids
     per_state = False # whether each state is measured on rows of its own, as in `Subsampled`
 
+    def prompt_digest(self, lm:LM) -> str|None: return None
     def for_state(self, state) -> "Metric": return self # the metric on the rows that a state is measured on
 
 # %% ../../nbs/language/07_model_metrics.ipynb #c009
@@ -84,7 +96,11 @@ def __call__(self:Metric,
 ) -> np.ndarray: # one number per row
     "Measure a model."
     self.check(lm)
-    return self.measure(lm)
+    numbers = np.asarray(self.measure(lm), float)
+    if (bad := ~np.isfinite(numbers)).any():
+        part = self.subset(np.flatnonzero(bad)[:1]) if hasattr(self, "subset") else self
+        raise not_finite_error(lm, lambda: part.measure(lm))
+    return numbers
 
 # %% ../../nbs/language/07_model_metrics.ipynb #c013
 class GroupMetric(Metric):
@@ -149,20 +165,39 @@ def subset(self:SampledToxicity, rows) -> SampledToxicity:
     return part
 
 @patch
+def score(self:SampledToxicity,
+    texts,         # prompts
+    continuations, # one per prompt; None: the model gave no finite logits
+) -> np.ndarray:   # toxicity; NaN where there is no continuation
+    "Score continuations."
+    numbers = np.full(len(texts), np.nan)
+    if given := [i for i, text in enumerate(continuations) if text is not None]:
+        parts = ([values[i] for i in given] for values in (texts, continuations))
+        scored = texts_to_score(*parts, self.score_on)
+        numbers[given] = check_scores(self.scorer(scored), scored, self.scorer.name)
+    return numbers
+
+@patch
 def measure(self:SampledToxicity, lm:LM) -> np.ndarray:
     options = dict(new_tokens=self.new_tokens, repeat_index=self.repeat_index, seed=self.seed)
-    continuations = generate(lm, self.texts, batch_size=self.batch_size, **options)
-    return self.scorer(texts_to_score(self.texts, continuations, self.score_on))
+    return self.score(self.texts, sample_continuations(lm, self.texts, batch_size=self.batch_size, **options))
+
+# %% ../../nbs/language/07_model_metrics.ipynb #c018b
+@patch
+def prompt_digest(self:SampledToxicity, lm:LM) -> str:
+    "Hash the prompts' token ids; refuse prompts that the model cannot continue."
+    sampler = make_sampler(lm, self.texts, new_tokens=self.new_tokens)
+    return digest(*sampler.rows)
 
 @patch
 def passes(self:SampledToxicity, lm:LM) -> dict:
-    lengths = [len(ids) for ids in lm.tokenizer(self.texts)["input_ids"]]
+    lengths = list(map(len, prompt_ids(lm, self.texts)))
     return generation_passes(lengths, new_tokens=self.new_tokens, batch_size=self.batch_size)
 
 # %% ../../nbs/language/07_model_metrics.ipynb #c021
 @patch
 def pieces(self:SampledToxicity, lm:LM, *, rows:int, tokens:int) -> list:
-    lengths = [len(ids) for ids in lm.tokenizer(self.texts)["input_ids"]]
+    lengths = list(map(len, prompt_ids(lm, self.texts)))
     return [Piece(index, self.subset(index).run_repeated) for index in length_batches(lengths, rows)]
 
 @patch
@@ -174,8 +209,8 @@ def run_repeated(self:SampledToxicity, lm:LM, times:int, first=False):
                            new_tokens=1 if first else self.new_tokens)
     new, = parallel_map(sampler.sample, [np.arange(len(rows))], lm)
     if first: return None
-    texts = texts_to_score(repeated, lm.tokenizer.batch_decode(new), self.score_on)
-    return np.reshape(self.scorer(texts), (-1, times))
+    continuations = decode_continuations(lm.tokenizer, sampler.rows, new.tolist())
+    return np.reshape(self.score(repeated, continuations), (-1, times))
 
 # %% ../../nbs/language/07_model_metrics.ipynb #c024
 class NextTokenToxicity(GroupMetric):
@@ -183,15 +218,18 @@ class NextTokenToxicity(GroupMetric):
     def __init__(self,
         lm:LM,   # its tokenizer makes the ids
         prompts, # DataFrame with columns text, group
-        words,   # each must be one token of the model
+        words,   # each must be one token of the model, after a prompt and a space
     ):
         super().__init__(prompts)
         self.words, self.tokenizer = list(words), tokenizer_hash(lm.tokenizer)
-        ids = [lm.tokenizer(word, add_special_tokens=False)["input_ids"] for word in self.words]
-        if long := [word for word, found in zip(self.words, ids) if len(found) != 1]:
-            raise InputError(f"word {long[0]!r} is not one token of {lm.name}: use SampledToxicity")
-        self.word_ids = [found[0] for found in ids]
-        self.ids = lm.tokenizer(self.texts)["input_ids"]
+        if not self.words: raise InputError("words = []: give at least one word")
+        self.ids = prompt_ids(lm, self.texts)
+        check_length(lm, max(map(len, self.ids)) + 1)
+        context, followed = self.ids[0], prompt_ids(lm, [f"{self.texts[0]} {word}" for word in self.words])
+        for word, ids in zip(self.words, followed):
+            if len(ids) == len(context) + 1 and ids[:-1] == context: continue
+            raise InputError(f"word {word!r} is not one token of {lm.name}: use SampledToxicity")
+        self.word_ids = [ids[-1] for ids in followed]
 
     def to_record(self) -> dict:
         prompts, words = digest(*self.texts, *self.groups), digest(*self.words)
@@ -263,10 +301,12 @@ class TextPerplexity(Metric):
         tokens:int|None=None, # read only about so many tokens, from the start
         mode="sliding",       # or "fasp": the windows of FASP's code
     ):
-        positions = getattr(lm.config, "max_position_embeddings", 1024)
+        positions = n_positions(lm) or 1024
         window = window or min(1024, positions)
         if window > positions: raise InputError(f"window = {window}: {lm.name} has {positions} positions")
         if mode not in ("sliding", "fasp"): raise InputError(f"mode {mode!r}: use 'sliding' or 'fasp'")
+        if tokens is not None and tokens < 2:
+            raise InputError(f"tokens = {tokens}: needs 2 or more, or None for all")
         self.window, self.stride, self.mode = window, stride or max(1, window//2), mode
         self.tokenizer = tokenizer_hash(lm.tokenizer)
         self.windows = [w for w in self.cut(lm, documents, positions, tokens) if w.scored > 0]
@@ -277,12 +317,16 @@ class TextPerplexity(Metric):
 @patch
 def cut(self:TextPerplexity, lm, documents, positions, tokens) -> list: # of `Window`
     "Cut documents into windows, until enough tokens are scored."
-    first = [] if (bos := lm.tokenizer.bos_token_id) is None else [bos]
-    windows = []
-    for ids in lm.tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]:
+    bos, windows = lm.tokenizer.bos_token_id, []
+    if not (documents := check_texts(documents)): return []
+    first = added_tokens(lm.tokenizer).before or ([] if bos is None else [bos])
+    for ids in lm.tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]:
         ids = (first + ids)[:tokens]
-        if self.mode == "fasp": windows += fasp_windows(ids, max_length=positions)
-        else: windows += sliding_windows(ids, window=self.window, stride=self.stride)
+        check_ids(lm, [ids])
+        if self.mode == "fasp": found = fasp_windows(ids, max_length=positions)
+        else: found = sliding_windows(ids, window=self.window, stride=self.stride)
+        if found: found[0] = replace(found[0], start=max(found[0].start, len(first)))
+        windows += found
         if tokens and sum(w.scored for w in windows) >= tokens - 1: break
     return windows
 

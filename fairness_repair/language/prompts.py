@@ -9,7 +9,7 @@ __all__ = ['NO_DESCRIPTOR', 'AXIS_ALIASES', 'HOLISTIC_BIAS_VERSIONS', 'PROMPT_CO
            'sample_prompts', 'read_source', 'load_prompts']
 
 # %% ../../nbs/language/02_prompts.ipynb #c002
-import csv, json
+import csv, json, os
 from pathlib import Path
 
 import numpy as np
@@ -124,14 +124,21 @@ def read_rows(
     path:Path,  # a CSV in UTF-8 with a header
 ) -> list:      # one dict per row
     "Read the rows of a CSV; an error says what is wrong with the file."
-    if not path.is_file(): raise InputError(f"there is no prompts file {path}")
+    if not os.path.isfile(path): raise InputError(f"there is no prompts file {path}")
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
-            rows = list(csv.DictReader(f, skipinitialspace=True))
+            reader = csv.DictReader(f, skipinitialspace=True, strict=True)
+            rows, header = list(reader), reader.fieldnames or []
     except UnicodeDecodeError as e:
         reason = f"{e.reason} at byte {e.start}"
         raise InputError(f"{path.name} is not UTF-8 ({reason}): save it as CSV UTF-8") from None
+    except csv.Error as e:
+        raise InputError(f"{path.name} is not a CSV file ({e}): put each text with commas, quotes or line "
+                         "breaks in double quotes, and double the quotes inside") from None
+    except OSError as e: raise InputError(f"{path} could not be read: {e.strerror}") from None
     if not rows: raise InputError(f"{path.name} has no rows: it needs a header and prompts below it")
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise InputError(f"{path.name} has two columns named {twice[0]!r}: rename or remove one")
     for i, row in enumerate(rows, 1):
         if None in row:
             raise InputError(f"{path.name} row {i} has more cells than the header: "
@@ -232,9 +239,10 @@ def read_source(
     if source in MODELS_WITH_PROMPTS:
         return pd.read_csv(paths.data/source/"prompts.csv", keep_default_na=False)
     if source in HOLISTIC_BIAS: return holistic_bias(axis, HOLISTIC_BIAS[source])
-    if Path(source).is_file(): return read_prompts(source)
+    if os.path.isfile(source): return read_prompts(source)
     hint = unknown_name_message("prompts", source, [*MODELS_WITH_PROMPTS, *HOLISTIC_BIAS])
-    raise InputError(f"{hint} Or give a CSV file with the columns text, axis, group.")
+    raise InputError(f"{hint} Or give a CSV file with the columns text, axis, group: there is none at "
+                     f"{os.path.abspath(source)}.")
 
 # %% ../../nbs/language/02_prompts.ipynb #c055
 def load_prompts(

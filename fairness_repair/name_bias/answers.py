@@ -16,6 +16,8 @@ import numpy as np, pandas as pd, torch
 from ..core import InputError
 from ..language.generation import continue_batch, map_batches, prompt_seed
 from ..language.models import LM
+from ..language.overflow import not_finite_error
+from ..language.tokenization import check_length, prompt_ids
 
 # %% ../../nbs/name_bias/01_answers.ipynb #c005
 def stop_token_ids(
@@ -47,15 +49,17 @@ def sample_answers(
 ) -> list: # for each prompt a list of `answers_per_prompt` strings
     "Sample answers; an answer depends only on prompt, seed and its index, not on batch or order."
     texts, stops, n = list(texts), stop_token_ids(lm), answers_per_prompt
-    rows = lm.tokenizer(texts)["input_ids"]
+    rows = prompt_ids(lm, texts)
     def sample(part):
         seeds = [prompt_seed(seed, texts[i], repeat) for i in part for repeat in range(n)]
         seeds = torch.tensor(seeds, device=lm.device)
         return continue_batch(lm, [rows[i] for i in part], seeds, new_tokens, stops=stops,
                               temperature=temperature, top_k=top_k)
     lengths = [len(row) + new_tokens for row in rows]
+    check_length(lm, max(lengths, default=0))
     found = [None]*len(texts)
     for part, ids in map_batches(sample, lengths, lm, batch_size=max(1, batch//n), copies=n):
+        if (ids < 0).any(): raise not_finite_error(lm, lambda: sample(part))
         kept = [truncate_at_stop(row, stops) for row in ids.tolist()]
         answers = lm.tokenizer.batch_decode(kept, skip_special_tokens=True)
         for k, i in enumerate(part): found[i] = answers[k*n:(k + 1)*n]

@@ -17,6 +17,7 @@ import numpy as np, torch
 from ..core import InputError, unknown_name_message
 from ..language.generation import forward_accepts, length_batches, pad_left
 from ..language.models import LM
+from ..language.tokenization import first_position, padding_id, prompt_ids
 from .weights import ProjectionMatrix, WeightMask, projection_matrices
 
 # %% ../../nbs/name_bias/04_localise.ipynb #c005
@@ -26,7 +27,7 @@ def token_rows(
     answers=None, # the model's answer to each; None: prompts only
 ) -> list:        # token ids per prompt
     "Tokenize prompts and answers."
-    rows = lm.tokenizer(list(texts))["input_ids"]
+    rows = prompt_ids(lm, texts)
     if answers is None: return rows
     if len(answers) != len(rows): raise InputError(f"{len(rows)} prompts but {len(answers)} answers")
     endings = lm.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
@@ -44,7 +45,7 @@ def padded_batches(
     if not shortest: raise InputError(f"{len(rows)} rows, the shortest of {shortest} tokens: nothing to read")
     extra = dict(logits_to_keep=1) if forward_accepts(lm.model, "logits_to_keep") else {}
     for part in length_batches([len(row) for row in rows], batch):
-        padded = pad_left([rows[i] for i in part], lm.tokenizer.pad_token_id)
+        padded = pad_left([rows[i] for i in part], padding_id(lm), first_position(lm.model))
         ids, mask, positions = (t.to(lm.device) for t in padded)
         if forward_accepts(lm.model, "position_ids"): extra["position_ids"] = positions
         yield part, dict(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
@@ -206,24 +207,25 @@ def name_attention(
     *,
     answers=None, # the model's answer to each; None: attention from the prompt's last token only
     batch:int=16, # rows per pass
-) -> np.ndarray:  # float64, shape (texts, n_layers*n_heads)
+) -> np.ndarray:  # float64, shape (texts, n), n = heads of all layers
     "Compute the mean attention of each head from the answer to the name."
     names = name_tokens(lm, texts, spans)
     prompt_lengths, rows = list(map(len, token_rows(lm, texts))), token_rows(lm, texts, answers)
-    found = np.zeros((len(rows), lm.n_layers, lm.n_heads))
+    found = np.zeros((len(rows), lm.n_heads_total))
     with eager_attention(lm.model):
         for part, inputs in padded_batches(lm, rows, batch=batch):
-            layers = lm.model(**inputs, output_attentions=True).attentions # per layer (rows, heads, from, to)
-            if not layers or layers[0] is None:
+            layers = lm.model(**inputs, output_attentions=True).attentions or [] # per layer (rows, heads, from, to)
+            layers = [weights for weights in layers if weights is not None]      # of layers with attention
+            if len(layers) != len(lm.projections):
                 raise InputError(f"{type(lm.model).__name__} does not return its attention weights: "
                                  "load it with attn_implementation='eager'")
             for row, i in enumerate(part):
                 padding = inputs["input_ids"].shape[1] - len(rows[i])
                 first_query = padding + prompt_lengths[i] - 1
                 keys = torch.tensor(names[i], device=lm.device) + padding
-                for layer, weights in enumerate(layers):
-                    found[i, layer] = weights[row, :, first_query:, keys].double().mean((1, 2)).cpu()
-    return found.reshape(len(rows), -1)
+                for p, weights in zip(lm.projections, layers):
+                    found[i, p.positions] = weights[row, :, first_query:, keys].double().mean((1, 2)).cpu()
+    return found
 
 # %% ../../nbs/name_bias/04_localise.ipynb #c055
 def top_heads(

@@ -21,7 +21,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..core import InputError
-from ..language.heads import find_blocks, find_output_projections, head_width
+from ..language.attention import find_layers
 from ..language.models import LM, no_progress_bars
 
 # %% ../../nbs/name_bias/03_weights.ipynb #c005
@@ -49,15 +49,15 @@ PART_NAMES = dict(
 PART_OF_NAME = {name: part for part, names in PART_NAMES.items() for name in names.split()}
 
 def find_block_matrices(
-    block:nn.Module, # one decoder layer
-    width:int,       # of all heads together
-) -> list:           # (part, path inside the block, module), in the order of the model
+    block:nn.Module,  # one decoder layer
+    output:nn.Module, # its output projection
+) -> list:            # (part, path inside the block, module), in the order of the model
     "Find the projection matrices of one layer."
-    output, found = find_output_projections(block, width), []
+    found = []
     for name, module in block.named_modules():
         if not isinstance(module, (nn.Linear, Conv1D)): continue
         last_name = name.split(".")[-1]
-        if name in output: found.append(("o", name, module))
+        if module is output: found.append(("o", name, module))
         elif last_name in PART_OF_NAME: found.append((PART_OF_NAME[last_name], name, module))
     return found
 
@@ -97,12 +97,11 @@ def projection_matrices(
     lm:LM,  # any decoder with attention and MLP projections
 ) -> dict:  # name such as "layers.3.q" -> `ProjectionMatrix`, in the order of the model
     "Find all projection matrices of a model, or raise `ValueError` with what is missing."
-    model_class, width = type(lm.model).__name__, lm.n_heads*head_width(lm.config)
-    path, blocks = find_blocks(lm.model, lm.n_layers, width)
+    (path, blocks), outputs = find_layers(lm.model), {p.layer: p.module for p in lm.projections}
     found = {}
     for layer, block in enumerate(blocks):
-        parts = find_block_matrices(block, width)
-        check_block_parts(f"{model_class}: layer {layer}", [part for part, *_ in parts])
+        parts = find_block_matrices(block, outputs.get(layer))
+        check_block_parts(f"{type(lm.model).__name__}: layer {layer}", [part for part, *_ in parts])
         for part, name, module in parts:
             found[f"layers.{layer}.{part}"] = ProjectionMatrix(
                 layer, part, f"{path}.{layer}.{name}", module, transposed=isinstance(module, Conv1D))

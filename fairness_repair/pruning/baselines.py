@@ -13,20 +13,21 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core import InputError, unknown_name_message
 from .fasp import check_scores
-from ..language.heads import attention_output_projections
+from ..language.attention import attention_output_projections
 from ..language.models import LM
+from ..language.overflow import not_finite_error
 
 # %% ../../nbs/pruning/04_baselines.ipynb #c005
 @contextmanager
 def heads_scaled(
     model,             # a Hugging Face causal LM
-    mask:torch.Tensor, # factor of each head's output, (layers, heads)
+    mask:torch.Tensor, # factor of each head's output, (n,)
 ):
     "Multiply the outputs of heads by factors inside a `with` block."
     def scale(site):
         def hook(module, args):
             x = args[0].unflatten(-1, (site.n_heads, site.head_dim))
-            return (x*mask[site.layer, :, None].to(x)).flatten(-2), *args[1:]
+            return (x*mask[site.positions, None].to(x)).flatten(-2), *args[1:]
         return site.module.register_forward_pre_hook(hook)
     hooks = [scale(site) for site in attention_output_projections(model)]
     try: yield model
@@ -37,8 +38,8 @@ def heads_scaled(
 def loss_gradient(
     model,             # a Hugging Face causal LM
     ids:torch.Tensor,  # token ids, (rows, tokens)
-    mask:torch.Tensor, # factors at which to take the derivative, (layers, heads)
-) -> torch.Tensor:     # (layers, heads)
+    mask:torch.Tensor, # factors at which to take the derivative, (n,)
+) -> torch.Tensor:     # (n,)
     "Compute the derivative of the mean loss per token with respect to each head's factor."
     mask = mask.detach().requires_grad_()
     with torch.enable_grad(), heads_scaled(model, mask):
@@ -65,11 +66,14 @@ def gradient_importance(
     windows,         # list of `Window`, as in `TextPerplexity.windows`
 ) -> np.ndarray:     # score of each head, in [0, 1], shape (n,)
     "Score each head by the gradient of its factor (Michel et al. 2019)."
-    ones = torch.ones(lm.n_layers, lm.n_heads, device=lm.device)
+    ones = torch.ones(lm.n_heads_total, device=lm.device)
     gradient = lambda window: loss_gradient(lm.model, torch.tensor([window.ids], device=lm.device), ones)
     with float32_weights(lm.model): total = sum(gradient(window).abs() for window in windows)
-    total = total/total.norm(dim=1, keepdim=True).clamp(min=1e-30)
-    return (total/total.max()).flatten().cpu().numpy()
+    if not total.isfinite().all():
+        raise not_finite_error(lm, lambda: lm.model(input_ids=torch.tensor([windows[0].ids], device=lm.device)))
+    parts = [total[p.positions] for p in lm.projections]
+    total = torch.cat([part/part.norm().clamp(min=1e-30) for part in parts])
+    return (total/total.max()).cpu().numpy()
 
 # %% ../../nbs/pruning/04_baselines.ipynb #c015
 def output_square_sums(
@@ -89,7 +93,8 @@ def head_square_sums(
     "Sum the squares of the weights of each head's input projections."
     parts, separate = dict(attention.named_children()), ("q_proj", "k_proj", "v_proj")
     per_head = lambda module: output_square_sums(module).view(-1, head_dim).sum(1)
-    if set(separate) <= set(parts): return [per_head(parts[name]) for name in separate]
+    if set(separate) <= set(parts) and all(n_heads*head_dim % parts[name].weight.shape[0] == 0 for name in separate):
+        return [per_head(parts[name]) for name in separate]
     if isinstance(parts.get("c_attn"), Conv1D): return per_head(parts["c_attn"]).split(n_heads)
     if "query_key_value" in parts and len(found := per_head(parts["query_key_value"])) == 3*n_heads:
         return found.view(n_heads, 3).T

@@ -49,6 +49,7 @@ class ExperimentConfig:
     n_candidates: int = 5         # how many of these are for verification
     seeds: int = 1                # search seeds
     data_share: float = 1.        # the paper's eta: share of the search data drawn for each state
+    label: str = ""               # the classifier's label that means toxic; "": toxicity, toxic or the only one
 
 # %% ../../nbs/pruning/03_experiment.ipynb #c007
 PRESETS = {name: ExperimentConfig(
@@ -70,6 +71,8 @@ def make_config(
     for name, high in highest.items():
         if not 0 <= (value := getattr(config, name)) <= high:
             raise InputError(f"{name} = {value}: needs a number from 0 to {high}")
+    if config.label and config.scorer == "next word":
+        raise InputError(f"label = {config.label!r}: only a classifier has labels; name one with scorer")
     if config.seeds < 1: raise InputError(f"seeds = {config.seeds}: needs at least one")
     if config.min_dropped_share > config.max_dropped_share:
         raise InputError(f"min_dropped_share = {config.min_dropped_share} (n_l) is above "
@@ -88,8 +91,10 @@ RECORD_NAMES = dict( # field -> its name in records, where the two differ; these
 
 @patch
 def to_record(self:ExperimentConfig) -> dict: # stored name -> value
-    "List the settings as results and folders of all versions name them."
-    return {RECORD_NAMES.get(name, name): value for name, value in asdict(self).items()}
+    "List the settings as results and folders of all versions name them; a label only if one is given."
+    found = {RECORD_NAMES.get(name, name): value for name, value in asdict(self).items()}
+    if not self.label: del found["label"]
+    return found
 
 # %% ../../nbs/pruning/03_experiment.ipynb #c010
 def search_space(
@@ -151,7 +156,7 @@ def build_evaluator(
     if prompts: rows = sample_prompts(rows, prompts, rng=seed)
     if settings.scorer == "next word": toxicity = NextTokenToxicity(lm, rows, INSULTS)
     else:
-        toxicity = SampledToxicity(rows, load_scorer(settings.scorer), new_tokens=settings.new_tokens,
+        toxicity = SampledToxicity(rows, load_scorer(settings.scorer, label=settings.label or None), new_tokens=settings.new_tokens,
                                    seed=seed, score_on=settings.score_on)
     text = TextPerplexity(lm, load_text(settings.text, split), tokens=tokens or None)
     return Evaluator(lm, toxicity, text, **options)

@@ -63,11 +63,12 @@ def groups_from_columns(
         if not set(columns) <= set(range(frame.shape[1])):
             raise InputError(f"sensitive_columns={columns}: X has the columns 0 to {frame.shape[1] - 1}")
         return frame.iloc[:, columns]
-    if not hasattr(X, "columns"):
+    names = getattr(X, "column_names", getattr(X, "columns", None)) # of pyarrow; of pandas and polars
+    if names is None:
         raise InputError(f"sensitive_columns={columns}: X has no column names here, so give positions")
     for c in columns:
-        if c not in X.columns: raise InputError(unknown_name_message("column of X", c, X.columns))
-    return X[columns]
+        if c not in list(names): raise InputError(unknown_name_message("column of X", c, names))
+    return pd.DataFrame({c: np.asarray(X[c]) for c in columns})
 
 # %% ../../nbs/tabular/06_estimator.ipynb #c023
 def split_within_cells(
@@ -173,7 +174,7 @@ class NeuFairClassifier(ClassifierMixin, BaseEstimator):
         estimator=None, # torch network, `MLPClassifier` or skorch net; fitted ones in a `FrozenEstimator`
         *,
         sensitive_columns=None, # columns of X that are the groups, if `fit` gets no `sensitive_features`
-        recipe="quick",         # how a network is trained if `estimator` is None, as in `train`
+        recipe="small_data",    # how a network is trained if `estimator` is None, as in `train`
         strategy="SA",          # of the search, as in `repair_classifier`
         budget=20_000,          # states of the search
         metric="eod",           # unfairness to minimise: "eod", "spd", "eopp" or "ppd"
@@ -197,7 +198,7 @@ class NeuFairClassifier(ClassifierMixin, BaseEstimator):
         given, (X, y) = X, self._validate(X, y=y, ensure_min_samples=2)
         self.classes_, y = _binary_labels(y)
         group, self.group_names_ = self._groups(given, sensitive_features, len(y))
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = self._seed()
         rows = self._split(y, group, seed)
         self.network_ = self._network(X, y, rows, seed)
         self._repair(X, y, group, rows, seed)
@@ -206,7 +207,7 @@ class NeuFairClassifier(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X) -> np.ndarray: # shape (rows, 2)
         "Compute the probability of each class."
         check_is_fitted(self)
-        positive = predict_proba(self.repaired_, self._validate(X))
+        positive = predict_proba(self.repaired_, self._validate(X)).astype(float)
         return np.column_stack([1 - positive, positive])
 
     def predict(self, X) -> np.ndarray: # shape (rows,)
@@ -230,6 +231,12 @@ def _check_settings(self:NeuFairClassifier):
     if not 0 < self.min_f1_share <= 1: raise InputError(f"min_f1_share={self.min_f1_share}: needs a share in (0, 1]")
     if not 0 <= self.validation_fraction < 1:
         raise InputError(f"validation_fraction={self.validation_fraction}: needs a share in [0, 1)")
+
+@patch
+def _seed(self:NeuFairClassifier) -> int:
+    "Draw the seed of everything random."
+    try: return int(check_random_state(self.random_state).randint(2**31 - 1))
+    except ValueError as e: raise InputError(f"random_state: {e}") from None
 
 @patch
 def _validate(self:NeuFairClassifier, X, **kwargs):
@@ -293,9 +300,12 @@ def _repair(self:NeuFairClassifier, X, y, group, rows, seed):
     "Search for the neurons to drop, and report."
     held = rows["held-out"]
     search = np.concatenate([rows["train"], rows["val"]])
-    parts = dict(train=search, val=search, test=held if len(held) else search)
+    parts = dict(val=search) | (dict(test=held) if len(held) else {})
     table = Table("X", "sensitive_features", X, y, group, self.group_names_, parts)
     layers = as_layers(self.network_, table=table)
+    if not (predict(self.network_, X[search]) & y[search]).any():
+        raise InputError(f"the network predicts no row of class {str(self.classes_[1])!r} correctly: scale the "
+                         "features with StandardScaler, train longer, or balance the classes")
     n = sum(len(bias) for bias in layers[1][:-1])
     space = SearchSpace(n, min(2, n - 1), min(3, n)) if n < 9 else default_search_space(n)
     found = repair_classifier(layers, table, self.strategy, budget=self.budget, metric=self.metric, space=space,

@@ -78,6 +78,7 @@ class TrainingRecipe:
 
 TRAINING_RECIPES = dict(
     quick=TrainingRecipe((64, 128, 64), .1, "adam", .003, 40, 512, patience=4),
+    small_data=TrainingRecipe((64, 128, 64), .1, "adam", .003, 100, 128, patience=10),
     adult=TrainingRecipe((64, 128, 64), .1, "sgd", .01, 20_000, schedule="half"),
     bank=TrainingRecipe((32, 32), .2, "sgd", .01, 500, 16, balanced=True),
     compas=TrainingRecipe((32, 32), .2, "adam", .001, 5_000, 256),
@@ -129,6 +130,8 @@ def train_on_rows(
         if recipe not in TRAINING_RECIPES:
             raise InputError(unknown_name_message("recipe", recipe, TRAINING_RECIPES))
         recipe = TRAINING_RECIPES[recipe]
+    if not isinstance(recipe, TrainingRecipe):
+        raise InputError(f"recipe = {recipe!r}: needs a name of TRAINING_RECIPES or a TrainingRecipe")
     epochs, patience = recipe.epochs if epochs is None else epochs, patience or recipe.patience or np.inf
     if epochs < 1: raise InputError(f"epochs = {epochs}: needs at least 1")
     with torch.random.fork_rng(devices=[]):
@@ -159,7 +162,7 @@ def _train(network, X, y, X_val, y_val, recipe, epochs, patience, progress) -> t
                     best, kept = dict(val_f1=f1, best_epoch=epoch), copy.deepcopy(network.state_dict())
                 schedule(f1)
                 bar.set_postfix(f1=f"{f1:.3f}", best=f"{best['val_f1']:.3f}")
-                if epoch - best["best_epoch"] >= patience:
+                if best["val_f1"] > 0 and epoch - best["best_epoch"] >= patience:
                     stop_reason = "patience"
                     break
         except KeyboardInterrupt:

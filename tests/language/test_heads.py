@@ -2,13 +2,15 @@
 import copy, json
 
 import numpy as np, pytest, torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from fairness_repair.language.heads import (attention_output_projections, heads_to_mask, prune, save_pruned,
-                                            heads_dropped)
+from fairness_repair.core import InputError
+from fairness_repair.language.attention import attention_output_projections
+from fairness_repair.language.heads import (heads_dropped, heads_to_mask, mask_to_heads, prune, save_pruned,
+                                            values_by_layer)
 from fairness_repair.language.models import LM, load, read_model
 
-from families import H, L, V, batch, build, every, gqa, fingerprint, logits, tokenizer
+from families import H, L, V, batch, build, every, fingerprint, logits, small_config, tokenizer
 
 masks = np.array([[0]*8, [0,1,0,0, 0,0,0,0], [1,0,0,1, 0,0,1,1]], bool)
 
@@ -161,18 +163,83 @@ no_heads = dict(num_hidden_layers=L, hidden_size=32, vocab_size=V)
 @pytest.mark.parametrize("kind, more, message", [
     ("mamba", no_heads, "MambaForCausalLM has no attention heads"),
     ("rwkv", no_heads, "RwkvForCausalLM has no attention heads"),
-    ("jamba", gqa | dict(attn_layer_period=2, attn_layer_offset=1),
-     "layer 0 has 0 attention output projections"),
     ("bart", dict(d_model=32, encoder_layers=L, decoder_layers=L, decoder_attention_heads=H,
                   decoder_ffn_dim=64, vocab_size=V),
-     r"layer 0 has 2 attention output projections \(self_attn.out_proj, encoder_attn.out_proj\)"),
+     r"layer 0 has 2 attention modules \(self_attn, encoder_attn\)"),
 ])
 def test_refused_with_what_is_missing(kind, more, message):
     model = build(kind, **more)
-    with pytest.raises(ValueError, match=message): attention_output_projections(model)
+    with pytest.raises(InputError, match=message): attention_output_projections(model)
 
-def test_other_names_are_refused_with_what_was_looked_for():
+def changed(change, kind="llama"):
+    model = build(kind)
+    for layer in model.model.layers: change(layer.self_attn)
+    return model
+
+def share(model): model.model.layers[1].self_attn.o_proj.weight = model.model.layers[0].self_attn.o_proj.weight
+
+def test_structures_that_do_not_fit():
+    def rename(attention): attention.last = attention._modules.pop("o_proj")
+    with pytest.raises(InputError, match="layer 0: LlamaAttention has 0 output projections"):
+        attention_output_projections(changed(rename))
+    def widen(attention): attention.head_dim = 16
+    with pytest.raises(InputError, match="LlamaAttention has 4 heads of width 16, but its output projection reads 32"):
+        attention_output_projections(changed(widen))
     model = build("llama")
-    for layer in model.model.layers: layer.self_attn.last = layer.self_attn._modules.pop("o_proj")
-    message = "0 lists of 2 layers have an attention output projection.*o_proj.*32 inputs"
-    with pytest.raises(ValueError, match=message): attention_output_projections(model)
+    share(model)
+    with pytest.raises(InputError, match="layers 0 and 1 share one output projection"): attention_output_projections(model)
+
+def test_linear_attention_as_wide_as_attention_has_no_heads():
+    "Qwen3.5 in its published proportions: `linear_attn.out_proj` has the name and the width, but no softmax."
+    model = build(small_config("qwen3_5_text"))
+    linear, attention = model.model.layers
+    linear.linear_attn.out_proj = torch.nn.Linear(attention.self_attn.o_proj.in_features, 32)
+    projection, = attention_output_projections(model)
+    assert (projection.layer, projection.n_heads, projection.head_dim) == (1, 4, 16)
+
+def test_a_class_that_only_looks_like_attention():
+    "All names and widths of attention, and a forward pass without a softmax."
+    class RetentionAttention(torch.nn.Module):
+        def __init__(self, old):
+            super().__init__()
+            self.__dict__ |= old.__dict__
+        def forward(self, hidden_states, **kwargs): return self.o_proj(self.v_proj(hidden_states)), None
+    model = build("llama")
+    model.model.layers[0].self_attn = RetentionAttention(model.model.layers[0].self_attn)
+    assert [p.layer for p in attention_output_projections(model)] == [1]
+
+
+@pytest.fixture(params=["qwen3_5_text", "nemotron_h", "lfm3", "jamba"])
+def hybrid(request): return LM("mine", build(small_config(request.param)), tokenizer())
+
+def test_hybrid_is_a_model_like_any_other(hybrid, tmp_path):
+    "True layer numbers in the checkpoint's list, and masks per row."
+    layers, n = [p.layer for p in hybrid.projections], hybrid.n_heads_total
+    assert n == H*len(layers) and hybrid.n_heads == tuple(H*(i in layers) for i in range(hybrid.n_layers))
+    assert f"{n} heads in {len(layers)} of them ({', '.join(map(str, layers))})" in repr(hybrid)
+    state = heads_to_mask([(layers[0], 1), (layers[-1], 3)], hybrid.n_layers, hybrid.n_heads)
+    assert np.flatnonzero(state).tolist() == [1, n - 1]
+    with heads_dropped(hybrid.model, state): masked = logits(hybrid.model)
+    both = np.stack([state, ~state, np.zeros(n, bool)])
+    with heads_dropped(hybrid.model, both): rows = logits(hybrid.model)
+    assert torch.allclose(rows[0], masked[0], atol=1e-5) and torch.allclose(rows[2], logits(hybrid.model)[2], atol=1e-5)
+    folder = save_pruned(hybrid, state, tmp_path)
+    record = json.loads((folder/"state.json").read_text())
+    assert record["dropped"] == [[layers[0], 1], [layers[-1], 3]] and record["n_heads"] == list(hybrid.n_heads)
+    again = load(str(folder), device="cpu")
+    assert torch.allclose(logits(again.model), masked, atol=1e-5) and again.n_heads == hybrid.n_heads
+    with pytest.raises(InputError, match="there is no head"):
+        heads_to_mask([(next(i for i in range(hybrid.n_layers) if i not in layers), 0)], hybrid.n_layers, hybrid.n_heads)
+    with pytest.raises(InputError, match="drop mask of shape"): prune(hybrid.model, np.zeros(hybrid.n_layers*H, bool))
+
+def test_layers_with_other_numbers_of_heads():
+    "Each layer has its own number and width, as in Inkling."
+    model = build(AutoConfig.for_model(**small_config("inkling_text").to_dict() | dict(
+        swa_num_attention_heads=6, swa_num_key_value_heads=2, swa_head_dim=8)))
+    lm = LM("mine", model, tokenizer())
+    assert [(p.n_heads, p.head_dim, p.start) for p in lm.projections] == [(6, 8, 0), (4, 16, 6)] and lm.n_heads == (6, 4)
+    assert "2 layers with 10 heads" in repr(lm)
+    state = heads_to_mask([(0, 5), (1, 0)], 2, lm.n_heads)
+    with heads_dropped(model, state): assert torch.equal(logits(model), logits(pruned(model, state)))
+    assert mask_to_heads(state, 2, lm.n_heads) == [[0, 5], [1, 0]]
+    assert values_by_layer(state, 2, lm.n_heads).shape == (2, 6)

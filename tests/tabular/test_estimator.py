@@ -3,6 +3,7 @@ import copy, importlib.util
 
 import joblib, numpy as np, pandas as pd, pyarrow as pa, pytest, sklearn, torch
 from fairlearn.metrics import MetricFrame, equalized_odds_difference, true_positive_rate
+from fairlearn.postprocessing import ThresholdOptimizer
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -262,7 +263,8 @@ frame4 = pd.DataFrame(X4, columns=list("abc"))
     (dict(estimator=make_mlp([4, 3, 1])), X4, y4, s4, "reads 4 features, X has 3"),
     (dict(estimator=nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))), X4, y4, s4, "is Tanh"),
     (dict(strategy="SB"), X4, y4, s4, "unknown strategy 'SB'"), (dict(metric="tpr"), X4, y4, s4, "unknown metric"),
-    (dict(recipe="quik"), X4, y4, s4, "Did you mean 'quick'"), (dict(budget=0), X4, y4, s4, "must be above 0"),
+    (dict(recipe="quik"), X4, y4, s4, "Did you mean 'quick'"), (dict(recipe=3), X4, y4, s4, "recipe = 3"),
+    (dict(random_state="x"), X4, y4, s4, "random_state: 'x'"), (dict(budget=0), X4, y4, s4, "must be above 0"),
     (dict(budget="all"), X4, y4, s4, "budget='all'"), (dict(min_f1_share=98), X4, y4, s4, "min_f1_share=98"),
     (dict(validation_fraction=1), X4, y4, s4, "validation_fraction=1"),
 ])
@@ -350,5 +352,30 @@ def test_a_table_that_is_no_pandas_frame(loans):
     X, y, who = loans
     table = pa.Table.from_pandas(X.assign(male=who["sex"] == "m"))
     expected = NeuFairClassifier(**quick).fit(X.to_numpy(), y, sensitive_features=X["male"])
-    found = NeuFairClassifier(**quick, sensitive_columns=2).fit(table, y)
-    assert (found.drop_mask_ == expected.drop_mask_).all()
+    for column in (2, "male"):
+        found = NeuFairClassifier(**quick, sensitive_columns=column).fit(table, y)
+        assert (found.drop_mask_ == expected.drop_mask_).all()
+
+
+def test_few_rows_with_few_positives_are_trained_by_default(loans):
+    "Early stopping must not begin before the first correct positive."
+    X, _, who = loans
+    y = X["debt"].to_numpy() + .3*X["male"].to_numpy() > 1.4
+    found = NeuFairClassifier(budget=100).fit(X[:300], y[:300], sensitive_features=who["sex"][:300])
+    assert y[:300].mean() < .15 and found.report_.loc[("held-out", "original"), "f1"] > .4
+
+
+def test_a_network_that_predicts_no_positive_row_is_refused(scaled):
+    X, y, sex = scaled
+    network = make_mlp([3, 4, 1])
+    with torch.no_grad(): network[-1].bias -= 100
+    with pytest.raises(InputError, match="no row of class '1' correctly: scale the features"):
+        NeuFairClassifier(network).fit(X, y, sensitive_features=sex)
+
+
+def test_what_fairlearn_puts_on_top_takes_its_probabilities(scaled, fitted):
+    X, y, sex = scaled
+    proba = fitted.predict_proba(X)
+    assert proba.dtype == float and np.allclose(proba.sum(1), 1) and (proba[:, 1] > .5).tolist() == fitted.predict(X).tolist()
+    both = ThresholdOptimizer(estimator=fitted, prefit=True, predict_method="predict_proba").fit(X, y, sensitive_features=sex)
+    assert set(both.predict(X, sensitive_features=sex, random_state=0)) == {0, 1}
