@@ -134,7 +134,7 @@ def ablate_layer(
     states = np.eye(lm.n_heads_total, dtype=bool)[first + np.asarray(heads)]
     found = np.empty((len(heads), sum(len(piece.rows) for piece, _ in recorded)))
     for piece, outputs in recorded:
-        masks = np.tile(states, (len(piece.rows), 1))
+        masks = np.tile(states, (piece.n_inputs, 1))
         with heads_dropped(lm.model, masks), layers_skipped(layers, outputs, layer, len(heads)):
             found[:, piece.rows] = piece.run(lm, len(heads)).T
     return found

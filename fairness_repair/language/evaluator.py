@@ -216,7 +216,7 @@ def numbers(self:Evaluator,
 @patch
 def scores(self:Evaluator, state) -> np.ndarray: # shape (prompts,), also with subsampling
     "Get the toxicity of each prompt."
-    return self.numbers(self.toxicity, state)
+    return self.toxicity.scores(self.numbers(self.toxicity, state))
 
 # %% ../../nbs/language/09_evaluator.ipynb #c023
 def _columns(part, numbers) -> dict: # all infinite if the model overflowed

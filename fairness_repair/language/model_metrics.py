@@ -60,6 +60,10 @@ class Piece(NamedTuple):
     "Rows of a metric that share a forward pass."
     rows: np.ndarray # numbers of the rows, shape (rows,)
     run: Callable    # (lm, times, first=False) -> numbers, (rows, times); `first`: only the first pass
+    numbers_per_input: int = 1 # of the forward pass
+
+    @property
+    def n_inputs(self) -> int: return len(self.rows)//self.numbers_per_input
 
 class Metric:
     """One number per row of a model. Subclasses define these methods, the last ones where they are used.
@@ -112,7 +116,10 @@ class GroupMetric(Metric):
         self.texts = prompts["text"].tolist()
         self.groups = prompts["group"].to_numpy()
 
+    def scores(self, numbers) -> np.ndarray: return numbers # one per prompt
+
     def columns(self, numbers) -> dict:
+        numbers = self.scores(numbers)
         return dict(bias=group_disparity(numbers, self.groups), noise_floor=noise_floor(numbers, self.groups),
                     bias_corrected=noise_corrected_bias(numbers, self.groups), toxicity=float(numbers.mean()))
 

@@ -93,7 +93,8 @@ def head_square_sums(
     "Sum the squares of the weights of each head's input projections."
     parts, separate = dict(attention.named_children()), ("q_proj", "k_proj", "v_proj")
     per_head = lambda module: output_square_sums(module).view(-1, head_dim).sum(1)
-    if set(separate) <= set(parts): return [per_head(parts[name]) for name in separate]
+    if set(separate) <= set(parts) and all(n_heads*head_dim % parts[name].weight.shape[0] == 0 for name in separate):
+        return [per_head(parts[name]) for name in separate]
     if isinstance(parts.get("c_attn"), Conv1D): return per_head(parts["c_attn"]).split(n_heads)
     if "query_key_value" in parts and len(found := per_head(parts["query_key_value"])) == 3*n_heads:
         return found.view(n_heads, 3).T

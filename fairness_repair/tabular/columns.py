@@ -180,8 +180,9 @@ def check_categories(
         if len(counts) and all(_date.fullmatch(v) for v in counts.index):
             raise InputError(f"{column} holds dates: turn them into numbers, {instead}")
         if len(numbers) > max(10, len(counts)/2):
-            others = [v for v in counts.index if not DECIMAL_MARKS["."].fullmatch(v)]
-            some = ", ".join(f"{v!r} ({counts[v]} rows)" for v in others[:3])
+            fits = lambda v: [bool(DECIMAL_MARKS[mark].fullmatch(v)) for mark in ".,"]
+            odd = min(map(fits, counts.index)) # no number, else one with a comma
+            some = ", ".join([f"{v!r} ({counts[v]} rows)" for v in counts.index if fits(v) == odd][:3])
             raise InputError(f"{column} holds numbers, but also {some}: correct or empty these, {instead}")
     if len(counts) > MAX_VALUES:
         raise InputError(f"{column} has {len(counts)} different texts, more than {MAX_VALUES}: "

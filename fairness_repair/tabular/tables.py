@@ -308,9 +308,10 @@ def _names(given) -> list: # of columns; one name is a list of one
 
 def _check_column(frame, name, column, how):
     if column in frame: return
-    hint = " The first row of a file must hold the names." if how else ""
-    if column in map(str, frame.index.names): hint = " It is in the index: use frame.reset_index()."
-    raise InputError(unknown_name_message(f"column of {name}", column, frame) + hint)
+    message = unknown_name_message(f"column of {name}", column, frame)
+    if column in map(str, frame.index.names): message += " It is in the index: use frame.reset_index()."
+    elif how and "Did you mean" not in message: message += " The first row of the file must hold the names."
+    raise InputError(message)
 
 # %% ../../nbs/tabular/00_tables.ipynb #c056
 def _missing_notes(frame, protected):

@@ -1,6 +1,6 @@
 "Ablation by layer equals one head after the other, on many architectures."
 import numpy as np, pandas as pd, pytest, torch
-from families import build, listed, tokenizer, H, L, V
+from families import build, listed, small_config, tokenizer, H, L, V
 
 from fairness_repair.language import ablation
 from fairness_repair.language.ablation import ablate_heads, ablate_layer, decoder_layers, record_layers
@@ -91,3 +91,14 @@ def test_half_precision_is_kept_apart():
     measured = evaluator.counts.measured
     ablate_heads({("a", 0): evaluator}, heads=[0])
     assert evaluator.counts.measured == measured, "it reads the numbers of both ways"
+
+
+@pytest.mark.parametrize("family", ["jamba", "gemma4_text"])
+def test_models_without_the_shortcut(family):
+    "Layers that are not attention, and layers that read the keys of lower ones: one head after the other."
+    lm = LM("mine", build(small_config(family)), tokenizer())
+    metrics, single = make_metrics(lm), np.eye(lm.n_heads_total, dtype=bool)
+    table = ablate_heads({("a", 0): Evaluator(lm, metrics["exact"], metrics["text"])})
+    plain = Evaluator(lm, metrics["exact"], metrics["text"])(single)
+    assert not ablation.can_skip_layers(lm) and table["head"].tolist() == list(range(-1, len(single)))
+    np.testing.assert_allclose(table[["bias", "perplexity"]][1:], plain[["bias", "perplexity"]], rtol=1e-6)

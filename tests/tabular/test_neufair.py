@@ -144,3 +144,69 @@ def test_own_table_own_network_three_groups():
     X, y, group = table.split("test")
     plain = predict(apply_drop_mask(network, fixed.drop_mask), X)
     assert fixed.metrics.loc[("test", "repaired"), "accuracy"] == pytest.approx((plain == y).mean())
+
+
+def adult_network(neurons=12):
+    "A small network on Adult, trained in a second."
+    from fairness_repair.tabular.networks import TrainingRecipe, train
+    from fairness_repair.tabular.tables import load_table
+    table = load_table("adult", "sex", seed=3)
+    return train(table, TrainingRecipe((neurons,), 0., "adam", .01, 2, 512), seed=0)[0], table
+
+
+def test_rows_of_the_search():
+    import dataclasses
+    from fairness_repair.tabular.neufair import repair_classifier
+    network, table = adult_network()
+    splits = table.split_indices
+    by_default = repair_classifier(network, table, budget=300)
+    assert (by_default.rows, by_default.n_rows) == ("train+val", len(splits["train"]) + len(splits["val"]))
+    named = repair_classifier(network, table, rows="val", budget=300)
+    own = repair_classifier(network, table, rows=splits["val"], budget=300)
+    assert (named.rows, own.rows, named.n_rows) == ("val", "own", len(splits["val"]))
+    np.testing.assert_array_equal(named.drop_mask, own.drop_mask)
+    _, y, group = table.split("val")
+    counts = {(g, label): int(((group == i) & (y == label)).sum()) for i, g in enumerate(table.group_names) for label in (0, 1)}
+    fewest = min(counts, key=counts.get)
+    assert named.smallest_cell == (*fewest, counts[fewest])
+    low, high = named.eod_interval
+    assert low <= named.metrics.loc[("test", "repaired"), "eod"] <= high
+    assert "of Female with label 1" in repr(named) and "(val)" in repr(named)
+    without = dataclasses.replace(table, split_indices={name: splits[name] for name in ("val", "test")})
+    told = repair_classifier(network, without, budget=300)
+    assert told.rows == "val"
+    np.testing.assert_array_equal(told.drop_mask, named.drop_mask)
+
+
+@pytest.mark.parametrize("rows, message", [
+    ("tset", "unknown rows 'tset'"), ("test", "unknown rows 'test'"), (np.arange(20000), "are test rows"), ([.5], "needs row numbers"),
+    ([], "needs row numbers"), ([-1, 3], "has rows 0..32560"), ("first", "with label 1")])
+def test_rows_that_no_search_may_use(rows, message):
+    from fairness_repair.core import InputError
+    from fairness_repair.tabular.neurons import select_rows
+    from fairness_repair.tabular.tables import load_table
+    table = load_table("adult", "sex", seed=3)
+    if isinstance(rows, str) and rows == "first": rows = table.split_indices["train"][~table.y[table.split_indices["train"]]]
+    with pytest.raises(InputError, match=message): select_rows(table, rows)
+
+
+def test_post_processing_is_recorded_like_a_repair():
+    from fairness_repair.store import Store
+    from fairness_repair.tabular.neufair import run_experiment
+    store = Store(":memory:")
+    network, table = adult_network()
+    from fairness_repair.tabular.networks import as_layers
+    from fairness_repair.tabular.neufair import RepairProblem
+    configs = experiment_configs("adult", seeds=1, strategies=["reject option", "SA, cool"], budget=200, rows="train+val")
+    assert configs[0].to_record() == dict(dataset="adult", protected="sex", networks="quick", seed=0, rows="train+val", by="reject option")
+    found = run_experiment(store, configs, load=lambda *args: RepairProblem(as_layers(network), table, None))
+    assert found["test original eod"].nunique() == 1 and found["test repaired eod"].notna().all()
+    assert found["n_rows"].tolist()[1] == len(table.split_indices["train"]) + len(table.split_indices["val"])
+    again = run_experiment(store, configs, load=None)
+    pd.testing.assert_frame_equal(again, found)
+
+
+def test_validation_rows_are_recorded_as_before():
+    plain = experiment_configs("adult", seeds=1, budget=200)
+    assert experiment_configs("adult", seeds=1, budget=200, rows="val") == plain and "rows" not in plain[0].to_record()
+    with pytest.raises(ValueError, match="unknown rows 'tset'"): experiment_configs("adult", rows="tset")
