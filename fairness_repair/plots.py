@@ -33,7 +33,8 @@ def set_theme():
     sns.set_theme(style="ticks", context="notebook", rc={
         "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
         "axes.titlesize": "medium", "legend.frameon": False, "figure.constrained_layout.use": True,
-        "figure.dpi": 100, "savefig.dpi": 150})
+        "figure.dpi": 100, "savefig.dpi": 150,
+        "text.parse_math": False}) # names of groups and models may hold dollar signs
 
 # %% ../nbs/05_plots.ipynb #c008
 def pareto_front(

@@ -10,7 +10,7 @@ __all__ = ['state_to_hex', 'state_from_hex', 'states_from_ints', 'states_to_ints
 from dataclasses import dataclass
 import numpy as np
 
-from .core import InputError
+from .core import InputError, check_value
 
 # %% ../nbs/02_states.ipynb #c005
 def state_to_hex(
@@ -24,14 +24,22 @@ def state_from_hex(
     n:int,      # units
 ) -> np.ndarray: # bool, shape (n,)
     "Read a state from its hexadecimal digits."
-    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8), count=n).astype(bool)
+    n_digits = 2*-(-check_value("n", n, int, low=0)//8) # full bytes
+    if len(digits) == n_digits and all(d in "0123456789abcdefABCDEF" for d in digits):
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8)).astype(bool)
+        if not bits[n:].any(): return bits[:n]
+    raise InputError(f"{digits[:40]!r} is no state of {n} units, which has {n_digits} hexadecimal digits")
 
 # %% ../nbs/02_states.ipynb #c008
+def _check_bits(n): # the highest bit of 64 is the sign
+    if n > 62: raise InputError(f"n = {n}: an integer holds at most 62 units")
+
 def states_from_ints(
     ints,  # below 2**n, shape (...)
     n:int, # units, at most 62
 ) -> np.ndarray: # bool, shape (..., n)
     "Read states from integers; unit i is bit i."
+    _check_bits(n)
     return (np.asarray(ints, np.int64)[..., None] >> np.arange(n) & 1).astype(bool)
 
 def states_to_ints(
@@ -39,6 +47,7 @@ def states_to_ints(
 ) -> np.ndarray: # int64, shape (...)
     "Write states as integers; unit i is bit i."
     states = np.asarray(states, bool)
+    _check_bits(states.shape[-1])
     return states.astype(np.int64) @ (np.int64(1) << np.arange(states.shape[-1]))
 
 # %% ../nbs/02_states.ipynb #c011
@@ -50,6 +59,7 @@ class SearchSpace:
     max_dropped: int # n_u, at most n
 
     def __post_init__(self):
+        for name in ("n", "min_dropped", "max_dropped"): check_value(name, getattr(self, name), int)
         if not self.n > 0: raise InputError(f"n = {self.n}: a search space needs at least one unit")
         if not 0 <= self.min_dropped <= self.max_dropped <= self.n:
             raise InputError(f"n_l = {self.min_dropped}, n_u = {self.max_dropped}: "

@@ -3,8 +3,9 @@ import csv, os, sqlite3, subprocess, sys
 from pathlib import Path
 
 import nbformat, psutil
+from papermill.translators import PythonTranslator
 
-from fairness_repair.core import paths
+from fairness_repair.core import InputError, paths
 
 
 def start(folder, notebook, *parameters, out="out.ipynb", **environment):
@@ -48,10 +49,10 @@ def table(folder, name):
 def refusal(notebook, *parameters):
     "What a notebook's first cells say of parameters that they refuse, run in this process as papermill would run them."
     cells = [c.source for c in nbformat.read(paths.nbs/f"{notebook}.ipynb", 4).cells if c.cell_type == "code"]
-    told = "\n".join(["# Parameters", *(f"{name} = {value!r}" for name, value in zip(parameters[::2], parameters[1::2]))])
+    told = "\n".join(["# Parameters", *(f"{name} = {PythonTranslator.translate(value)}" for name, value in zip(parameters[::2], parameters[1::2]))])
     space = dict(In=[])
     for cell in (cells[0], told, *cells[1:7]):
         space["In"].append(cell)
         try: exec(cell, space)
-        except Exception as refused: return str(refused)
+        except InputError as refused: return str(refused)
     return ""

@@ -71,7 +71,7 @@ def test_research_question_has_parameters_and_exports_nothing(nb):
     tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1
     assert all(kind in ("int", "float", "str", "bool") for kind, _ in literal_assignments(tagged[0].source).values())
-    assert any("check_parameters(In)" in c.source for c in code)
+    assert any("check_parameters(In" in c.source for c in code)
     assert not any(c.source.startswith("#| export") for c in code)
 
 

@@ -10,18 +10,28 @@ import argparse, sys
 from fastcore.docments import docments
 
 from .pipeline import repair
-from ..core import InputError, unknown_name_message
+from ..core import InputError, parse_value, unknown_name_message
 
 # %% ../../nbs/app/10_command_line.ipynb #c005
+def _option(name:str) -> str: return "--" + name.replace("_", "-")
+
 def _make_parser() -> argparse.ArgumentParser:
     "Turn the parameters of `repair` into options."
     parser = argparse.ArgumentParser(prog="repair", description=repair.__doc__, allow_abbrev=False)
     for name, p in docments(repair, full=True, returns=False).items():
-        kind = dict(type=p.anno, metavar=name.upper())
+        kind = dict(metavar=name.upper())
         if p.anno is bool: kind = dict(action=argparse.BooleanOptionalAction)
         if name == "model": parser.add_argument(name, help=p.docment)
-        else: parser.add_argument(f"--{name}", default=p.default, help=p.docment, **kind)
+        else: parser.add_argument(_option(name), default=p.default, help=p.docment, **kind)
     return parser
+
+# %% ../../nbs/app/10_command_line.ipynb #k002
+def _parse_values(
+    given:dict, # option -> text, or the default
+) -> dict:      # option -> value
+    "Read the values of options from text."
+    kinds = {name: p.anno for name, p in docments(repair, full=True, returns=False).items()}
+    return {name: parse_value(name, v, kinds[name]) if isinstance(v, str) else v for name, v in given.items()}
 
 # %% ../../nbs/app/10_command_line.ipynb #c008
 def _unknown_option(
@@ -38,8 +48,9 @@ def main(
     "Run the console command."
     parser = _make_parser()
     given, rest = parser.parse_known_args(arguments)
-    if rest: parser.error(_unknown_option(rest, [f"--{name}" for name in vars(given) if name != "model"]))
-    try: result = repair(**vars(given))
+    if rest: parser.error(_unknown_option(rest, [_option(name) for name in vars(given) if name != "model"]))
+    try: result = repair(**_parse_values(vars(given)))
     except InputError as e: parser.exit(2, f"repair: {e}\n")
     except KeyboardInterrupt as e: parser.exit(130, f"\nrepair: stopped; {e or 'nothing was measured'}\n")
-    sys.stdout.write(f"{result}\n")
+    encoding = sys.stdout.encoding or "utf-8" # of a terminal that may not have every letter
+    sys.stdout.write(f"{result}\n".encode(encoding, "replace").decode(encoding))

@@ -12,6 +12,7 @@ import numpy as np, pandas as pd
 
 from .result import RepairResult, join_heads
 from .verdict import format_number
+from ..core import disk_errors, one_line
 from ..language.heads import values_by_layer
 from ..plots import METHOD_COLOURS, plot_heads, plot_tradeoff, set_theme
 
@@ -25,16 +26,22 @@ def _plot_change(
 ):
     "Plot each measure as a ratio to the original model, with its interval."
     rows = table[table["original"] > 0].iloc[::-1].reset_index(drop=True)
-    ratio, old = rows["repaired"]/rows["original"], rows["original"]
+    ratio, old = rows["changed"]/rows["original"], rows["original"]
     ends = 1 + rows["change_ci_low"]/old, 1 + rows["change_ci_high"]/old
     ax.axvline(1, color="black", lw=1)
     ax.hlines(rows.index, *ends, color=colour, lw=3, alpha=.35)
     ax.scatter(ratio, rows.index, color=colour, s=60, zorder=3)
     for i, row in rows.iterrows():
-        text = f"{format_number(row['original'])} → {format_number(row['repaired'])}"
+        text = f"{format_number(row['original'])} → {format_number(row['changed'])}"
         ax.text(1.02, i, text, transform=ax.get_yaxis_transform(), va="center", fontsize="small")
     ax.set(yticks=rows.index, yticklabels=rows["measure"], ylim=(-.5, len(rows) - .3), title="What changed",
            xlabel=f"{label} / original   (1 = unchanged)", xlim=(0, max(1.3, 1.1*ratio.max())))
+
+# %% ../../nbs/app/06_figures.ipynb #f001
+def _short(name:str) -> str: # one line of at most 28 characters
+    "Write the name of a group for an axis."
+    name = one_line(name) or "(no name)"
+    return name if len(name) <= 28 else f"{name[:17]}…{name[-10:]}"
 
 # %% ../../nbs/app/06_figures.ipynb #c011
 def _plot_groups(
@@ -47,14 +54,14 @@ def _plot_groups(
     "Plot the mean toxicity of each group, before and after."
     rows = groups.sort_values(("original", "mean"))
     at = np.arange(len(rows))
-    before, after = rows["original", "mean"], rows["repaired", "mean"]
+    before, after = rows["original", "mean"], rows["changed", "mean"]
     if label: ax.hlines(at, before, after, color="#cccccc", lw=2, zorder=1)
-    models = [("original", "original", "black", "*", 9), ("repaired", label, colour, "o", 6)]
+    models = [("original", "original", "black", "*", 9), ("changed", label, colour, "o", 6)]
     for name, text, c, marker, size in models[:2 if label else 1]:
         mean, error = rows[name, "mean"], 1.96*rows[name, "se"]
         ax.errorbar(mean, at, xerr=error, fmt=marker, color=c, ms=size, lw=1, capsize=2, label=text)
         ax.axvline(mean.mean(), color=c, lw=.8, ls=":")
-    ax.set(yticks=at, yticklabels=rows.index, ylim=(-.6, len(rows) - .4), title="Toxicity per group",
+    ax.set(yticks=at, yticklabels=[_short(name) for name in rows.index], ylim=(-.6, len(rows) - .4), title="Toxicity per group",
            xlabel="mean toxicity, 95 % interval\n(equal is fair)")
     ax.set_xlim(0, 1.05*ax.get_xlim()[1])
     ax.legend(fontsize="x-small", loc="lower right")
@@ -69,8 +76,8 @@ def _plot_price(
     bias, perplexity = result.table.iloc[0], result.table.iloc[-1]
     points = [pd.DataFrame([dict(method="original", bias=1., perplexity=1.)])]
     if result.drop_mask.any():
-        changed = dict(method=result.job.method, bias=bias["repaired"]/bias["original"],
-                       perplexity=perplexity["repaired"]/perplexity["original"],
+        changed = dict(method=result.job.method, bias=bias["changed"]/bias["original"],
+                       perplexity=perplexity["changed"]/perplexity["original"],
                        bias_ci_low=1 + bias["change_ci_low"]/bias["original"],
                        bias_ci_high=1 + bias["change_ci_high"]/bias["original"])
         near = result.random_heads["perplexity"] < 2 # a broken model would squeeze all others into a corner
@@ -107,9 +114,9 @@ def save_figures(
     folder:Path,
 ) -> dict: # name -> file
     "Save the figures in the project's look, and leave the user's settings unchanged."
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.png"): old.unlink()
-    with plt.rc_context():
+    with disk_errors(folder), plt.rc_context():
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.png"): old.unlink()
         set_theme()
         figures = _draw_figures(result)
         for name, figure in figures.items():
@@ -129,7 +136,7 @@ def caption_figures(
         change="Each measure relative to the original model, with 95 % intervals where there are any. "
                "Noise-corrected bias leaves out what sampling adds; bias / toxicity does not fall when the "
                "toxicity of all groups falls alike.",
-        groups=f"Mean toxicity of each group of the axis {s.axis}. Bias is the sum of the groups' distances "
+        groups=f"Mean toxicity of each group of the axis {one_line(s.axis)}. Bias is the sum of the groups' distances "
                f"from the mean over groups: {line}.",
         price="Grey: every mask that the search has measured, on its own small data. The chosen heads were "
               f"measured on the report data.{baseline}",

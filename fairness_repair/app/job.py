@@ -7,11 +7,13 @@ __all__ = ['REPAIR_METHODS', 'Job', 'claim_folder', 'check_job']
 
 # %% ../../nbs/app/00_job.ipynb #c003
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import transformers
 
-from ..core import InputError, unknown_name_message
+from ..core import (LOCK_FILES, InputError, check_output_folder, check_value, disk_errors, hold_folder,
+                                  unknown_name_message, write_whole)
 from ..language.models import DTYPES, check_config, load_errors, resolve_source
 from ..language.prompts import load_prompts
 from ..language.texts import load_text
@@ -30,6 +32,7 @@ class Job:
     method: str        # one of `REPAIR_METHODS`
     seed: int          # of the search
     settings: ExperimentConfig # data, sizes and weights of the cost
+    save_candidate: bool = False # save a model whose change is not significant, too
 
     @property
     def config(self) -> dict:
@@ -41,10 +44,11 @@ def _check_config(
     config:dict, # `Job.config`
 ):
     "Refuse a folder that another repair has written."
-    before = json.loads((out/"config.json").read_text(encoding="utf-8"))
+    try: before = dict(json.loads((out/"config.json").read_text(encoding="utf-8")))
+    except (ValueError, TypeError): before = {} # edited or damaged
     if set(before) != set(config):
-        raise InputError(f"out = '{out}' holds a repair of another version of this package: "
-                         "name another folder")
+        raise InputError(f"out = '{out}' holds a repair of another version of this package, or its config.json "
+                         "was changed: name another folder")
     for name, value in config.items():
         if before[name] != value:
             raise InputError(f"out = '{out}' holds a repair with {name} = {before[name]!r}, "
@@ -55,8 +59,9 @@ def _check_folder(
     config:dict, # `Job.config`
 ):
     "Refuse a folder that holds anything but this repair."
-    if out.exists() and not out.is_dir(): raise InputError(f"out = '{out}' is a file: name a folder")
-    held = sorted(p.name for p in out.glob("*") if p.name != "config.part")
+    check_output_folder("out", out)
+    ours = (*LOCK_FILES, "config.part", "config.json.part")
+    with disk_errors(out): held = sorted(p.name for p in out.glob("*") if p.name not in ours)
     if "asked.json" in held:
         raise InputError(f"out = '{out}' holds a repair of an older version of this package: "
                          "name another folder")
@@ -65,21 +70,23 @@ def _check_folder(
     if held: _check_config(out, config)
 
 # %% ../../nbs/app/00_job.ipynb #c012
+@contextmanager
 def claim_folder(
     job:Job,
 ):
-    "Make the folder and write `config.json`."
-    job.out.mkdir(parents=True, exist_ok=True)
-    part = job.out/"config.part"
-    part.write_text(json.dumps(job.config, indent=1) + "\n", encoding="utf-8")
-    part.replace(job.out/"config.json")
+    "Make the folder, hold it in a `with` block, and write `config.json`."
+    with disk_errors(job.out): job.out.mkdir(parents=True, exist_ok=True)
+    with hold_folder(job.out):
+        _check_folder(job.out, job.config) # another run may have come first
+        write_whole(job.out/"config.json", json.dumps(job.config, indent=1) + "\n")
+        yield
 
 # %% ../../nbs/app/00_job.ipynb #c015
 def _check_model(
     name:str, # as for `load`
 ):
     "Refuse a model that cannot be found or has no heads to drop."
-    source, local = resolve_source(name)
+    with disk_errors(f"model {name!r}"): source, local = resolve_source(name)
     options = dict(trust_remote_code=False, local_files_only=local)
     with load_errors(name, "configuration"):
         config = transformers.AutoConfig.from_pretrained(source, **options)
@@ -89,7 +96,8 @@ def _check_data(
     settings:ExperimentConfig,
 ):
     "Refuse prompts, text or a scorer that cannot be read."
-    for split in load_prompts(settings.prompts, settings.axis): load_text(settings.text, split)
+    with disk_errors("prompts or text"):
+        for split in load_prompts(settings.prompts, settings.axis): load_text(settings.text, split)
     if settings.scorer != "next word": load_scorer(settings.scorer, label=settings.label or None)
 
 # %% ../../nbs/app/00_job.ipynb #c016
@@ -99,15 +107,19 @@ def check_job(
     *,
     method:str="AP", # one of `REPAIR_METHODS`
     seed:int=0,      # of the search
+    save_candidate:bool=False, # save a model whose change is not significant, too
     **changes,       # fields of `ExperimentConfig`; "" and -1 use the preset
 ) -> Job:            # or an error that names the bad value and what is allowed
     "Check everything that can be checked without loading a model."
     if method not in REPAIR_METHODS: raise InputError(unknown_name_message("method", method, REPAIR_METHODS))
-    if seed < 0: raise InputError(f"seed = {seed}: needs 0 or more")
+    check_value("seed", seed, int, low=0)
+    check_value("save_candidate", save_candidate, bool)
     settings = make_config(str(model), **changes, seeds=1)
     if settings.dtype not in DTYPES: raise InputError(unknown_name_message("dtype", settings.dtype, DTYPES))
-    job = Job(str(model), Path(out).expanduser(), method, seed, settings)
+    job = Job(str(model), check_output_folder("out", out), method, seed, settings, save_candidate)
     _check_folder(job.out, job.config)
+    if job.out.is_dir(): # a run that is going on there is noticed now, not after the model is loaded
+        with hold_folder(job.out): pass
     _check_model(job.model)
     _check_data(settings)
     return job

@@ -6,23 +6,23 @@
 __all__ = ['write_model_card']
 
 # %% ../../nbs/app/08_model_card.ipynb #c003
-import shutil
+import os, shutil
 from importlib.resources import files
 from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from .figures import caption_figures
 from .result import RepairResult, describe_settings, join_heads, list_limits, text_table
-from ..core import slug
+from ..core import disk_errors, slug, write_whole
 from ..language.models import BUILT_IN_MODELS
-from ..report import to_markdown
+from ..report import escape_markdown, to_markdown
 
 # %% ../../nbs/app/08_model_card.ipynb #c005
 def _header(
     model:str, # as for `load`
 ) -> ModelCardData:
     "Write the header; a hub model is named as the base model."
-    local = model in BUILT_IN_MODELS or Path(model).expanduser().is_dir()
+    local = model in BUILT_IN_MODELS or os.path.isdir(os.path.expanduser(model))
     return ModelCardData(library_name="transformers", pipeline_tag="text-generation",
                          tags=["fairness", "pruning", "fairness_repair"], base_model=None if local else model)
 
@@ -33,14 +33,14 @@ def write_model_card(
 ) -> Path:        # README.md
     "Write the model card into the checkpoint, with two figures beside it."
     folder, captions, record = result.checkpoint, caption_figures(result), result.record
-    (folder/"figures").mkdir(parents=True, exist_ok=True)
-    for name in ("change", "groups"): shutil.copy(figures[name], folder/"figures")
+    with disk_errors(folder):
+        (folder/"figures").mkdir(parents=True, exist_ok=True)
+        for name in ("change", "groups"): shutil.copy(figures[name], folder/"figures")
     template = (files("fairness_repair.app")/"model_card.md.j2").read_text(encoding="utf-8")
     card = ModelCard.from_template(
         _header(result.job.model), template_str=template, name=slug(result.job.model), result=result,
         pictures={name: captions[name] for name in ("change", "groups")}, n_dropped=len(result.heads),
         n_heads=result.drop_mask.size, heads=join_heads(result.heads), table=to_markdown(text_table(result)),
-        settings=describe_settings(result), limits=list_limits(result), dtype=result.job.settings.dtype,
+        settings=describe_settings(result), limits=list_limits(result), plain=escape_markdown, dtype=result.job.settings.dtype,
         version=record["versions"]["fairness_repair"], commit=record["commit"], date=record["date"][:10])
-    card.save(folder/"README.md")
-    return folder/"README.md"
+    return write_whole(folder/"README.md", str(card))

@@ -6,32 +6,71 @@
 __all__ = ['repair']
 
 # %% ../../nbs/app/09_pipeline.ipynb #c003
-import json
+import json, shutil
+from contextlib import contextmanager
 
 from .figures import save_figures
-from .job import check_job, claim_folder
+from .job import Job, check_job, claim_folder
 from .model_card import write_model_card
 from .progress import stop_at_once
 from .report_card import write_report_card
 from .result import RepairResult
 from .run import run_job
-from ..language.heads import save_pruned
+from ..core import InputError, check_output_folder, disk_errors, write_whole
+from ..language.heads import save_checkpoint, save_pruned
 from ..language.models import LM, load
 from ..store import Store
+
+# %% ../../nbs/app/09_pipeline.ipynb #p002
+def _weight_bytes(lm:LM) -> int: return sum(p.numel()*p.element_size() for p in lm.model.parameters())
+
+def _try_saving(
+    job:Job,
+    lm:LM,
+):
+    "Refuse a model that could not be saved, before anything is measured."
+    check_output_folder("out", job.out, needed=_weight_bytes(lm))
+    folder = job.out/".trial"
+    try:
+        with disk_errors(job.out): save_checkpoint(lm, folder, weights=False)
+    except InputError: raise
+    except Exception as e:
+        cause = " ".join(str(e).split())[:300]
+        raise InputError(f"model {job.model!r} could not be saved after a repair: {cause} Change its "
+                         "configuration or tokenizer so that plain save_pretrained works.") from e
+    finally: shutil.rmtree(folder, ignore_errors=True)
+
+# %% ../../nbs/app/09_pipeline.ipynb #p003
+@contextmanager
+def _result_is_written(
+    result:RepairResult,
+    needed:int, # bytes
+):
+    "Let an error of a later step say that the result itself is on disk."
+    there = (f"The result is in '{result.job.out/'result.json'}' already, with the dropped heads. The same command "
+             "measures nothing again and writes what is missing.")
+    try:
+        with disk_errors(result.job.out, needed=needed): yield
+    except InputError as e: raise InputError(f"{e} {there}") from e
+    except Exception as e:
+        e.add_note(there)
+        raise
 
 # %% ../../nbs/app/09_pipeline.ipynb #c005
 def _save_result(
     result:RepairResult,
     lm:LM, # the original
 ):
-    "Save figures, checkpoint with model card, record and report card."
-    figures = save_figures(result, result.job.out/"figures")
-    if result.saved:
-        save_pruned(lm, result.drop_mask, result.checkpoint)
-        write_model_card(result, figures)
-    record = result.record | dict(table=json.loads(result.table.to_json(orient="records")))
-    (result.job.out/"result.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    write_report_card(result, figures)
+    "Save the record first, then figures, checkpoint with model card, and report card."
+    table = result.table.rename(columns=dict(changed=result.label))
+    record = result.record | dict(table=json.loads(table.to_json(orient="records")))
+    write_whole(result.job.out/"result.json", json.dumps(record, indent=1) + "\n")
+    with _result_is_written(result, needed=_weight_bytes(lm)):
+        figures = save_figures(result, result.job.out/"figures")
+        if result.saved:
+            save_pruned(lm, result.drop_mask, result.checkpoint)
+            write_model_card(result, figures)
+        write_report_card(result, figures)
 
 # %% ../../nbs/app/09_pipeline.ipynb #c006
 def repair(
@@ -48,14 +87,15 @@ def repair(
     budget:int=-1,         # states to measure; left out: what suits the model
     seed:int=0,            # of the search
     dtype:str="",          # float32, bfloat16 or float16; left out: what suits the model
+    save_candidate:bool=False, # save a model whose change is not significant, too
     progress:bool=True,    # show bars
-) -> RepairResult:         # its `checkpoint` is the folder of the fairer model, or None
+) -> RepairResult:         # its `checkpoint` is the folder of the saved model, or None
     "Make a language model fairer by dropping attention heads, and report how certain the change is."
     job = check_job(model, out, axis=axis, prompts=prompts, text=text, scorer=scorer, label=label, method=method,
-                    epsilon=epsilon, budget=budget, seed=seed, dtype=dtype)
-    claim_folder(job)
-    with stop_at_once(), Store(job.out/"measured.sqlite") as store:
+                    epsilon=epsilon, budget=budget, seed=seed, dtype=dtype, save_candidate=save_candidate)
+    with claim_folder(job), stop_at_once(), Store(job.out/"measured.sqlite") as store:
         lm = load(job.model, dtype=job.settings.dtype)
+        _try_saving(job, lm)
         result = run_job(job, lm, store, progress=progress)
         _save_result(result, lm)
     return result

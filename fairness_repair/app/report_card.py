@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from .figures import caption_figures
 from .result import RepairResult, describe_settings, join_heads, list_limits, text_table
 from .verdict import format_change, format_number, format_p
-from ..core import slug
+from ..core import slug, write_whole
 
 # %% ../../nbs/app/07_report_card.ipynb #c008
 def _tiles(
@@ -27,7 +27,7 @@ def _tiles(
         return found + [(format_p(result.original_p), "p: chance of such a bias if groups were alike")]
     def describe(measure):
         row = table.loc[measure]
-        values = f"{format_number(row['original'])} → {format_number(row['repaired'])}"
+        values = f"{format_number(row['original'])} → {format_number(row['changed'])}"
         return format_change(row), f"{measure} ({values})"
     heads = f"{result.drop_mask.sum()} of {result.drop_mask.size}", "heads dropped"
     return [describe(m) for m in ("bias", "perplexity", "toxicity")] + [heads]
@@ -54,5 +54,4 @@ def write_report_card(
                            settings=describe_settings(result), heads=join_heads(result.heads),
                            record=json.dumps(result.record, indent=1))
     result.report.parent.mkdir(parents=True, exist_ok=True)
-    result.report.write_text(page, encoding="utf-8")
-    return result.report
+    return write_whole(result.report, page)

@@ -28,7 +28,7 @@ class RepairResult:
     status: str            # one of `STATUSES`
     verdict: str           # one sentence
     table: pd.DataFrame    # from `compare`, on the report data
-    groups: pd.DataFrame   # a row per group: n, mean and se of its toxicity, for original and repaired
+    groups: pd.DataFrame   # a row per group: n, mean and se of its toxicity, for original and changed
     random_heads: pd.DataFrame    # as many heads dropped at random: bias and perplexity, the original's = 1
     searched_states: pd.DataFrame # masks measured in the search: likewise
     data_sizes: dict       # prompts, distinct prompts, groups and tokens of the report
@@ -39,11 +39,13 @@ class RepairResult:
     def label(self) -> str: # of the changed model
         return "repaired" if self.status == "repaired" else "candidate"
     @property
-    def saved(self) -> bool: return self.status in ("repaired", "not significant")
+    def saved(self) -> bool: # a candidate only if that was asked for
+        return self.status == "repaired" or self.status == "not significant" and self.job.save_candidate
     @property
     def heads(self) -> list: return mask_to_heads(self.drop_mask, *self.grid) # [layer, head] pairs
     @property
-    def checkpoint(self) -> Path|None: return self.job.out/"model" if self.saved else None
+    def checkpoint(self) -> Path|None:
+        if self.saved: return self.job.out/("model" if self.status == "repaired" else "candidate")
     @property
     def report(self) -> Path: return self.job.out/"report.html"
 
@@ -53,13 +55,13 @@ def text_table(
 ) -> pd.DataFrame: # of strings
     "Write the table of a result for people."
     if not result.drop_mask.any(): table = result.table[["measure", "original"]].copy()
-    else: table = result.table[["measure", "original", "repaired", "change"]].copy()
+    else: table = result.table[["measure", "original", "changed", "change"]].copy()
     for name in table.columns[1:]: table[name] = table[name].map(format_number)
     if not result.drop_mask.any(): return table
     low, high = (result.table[name].map(format_number) for name in ("change_ci_low", "change_ci_high"))
     table["95 % interval"] = [a if a == "–" else f"{a} to {b}" for a, b in zip(low, high)]
     table["p"] = result.table["p"].map(format_p)
-    return table.rename(columns=dict(repaired=result.label))
+    return table.rename(columns=dict(changed=result.label))
 
 def join_heads(
     heads, # [layer, head] pairs
@@ -70,8 +72,12 @@ def join_heads(
 # %% ../../nbs/app/04_result.ipynb #c012
 def _files(result) -> dict: # description -> path
     "List the files that a user looks for."
-    name = "fairer model" if result.status == "repaired" else "candidate (change not significant)"
-    return ({name: result.checkpoint} if result.saved else {}) | {"report card": result.report}
+    if result.status == "repaired": found = {"fairer model": result.checkpoint}
+    elif result.status == "not significant":
+        place = result.checkpoint or "not saved; the same repair with save_candidate (--save-candidate) saves it"
+        found = {"candidate (change not significant)": place}
+    else: found = {}
+    return found | {"report card": result.report}
 
 @patch
 def __repr__(self:RepairResult) -> str:
@@ -109,10 +115,10 @@ def _change_limits(result) -> list: # sentences
     limit = result.job.settings.max_perplexity_ratio
     found = [f"With this number of prompts, a change of bias below about {format_number(smallest)} "
              "would not be significant."]
-    if toxicity["change_ci_high"] < 0 and not per_toxicity["repaired"] < .95*per_toxicity["original"]:
+    if toxicity["change_ci_high"] < 0 and not per_toxicity["changed"] < .95*per_toxicity["original"]:
         found.append("Toxicity fell for all groups alike: in proportion to it, bias did not fall. "
                      "Less toxic is not fairer.")
-    if perplexity["repaired"] > limit*perplexity["original"]:
+    if perplexity["changed"] > limit*perplexity["original"]:
         found.append(f"Perplexity rose by more than the factor {limit} that a repair should not exceed.")
     return found + [f"This is one search with one seed ({result.job.seed}); another may find other heads."]
 

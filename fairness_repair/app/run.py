@@ -21,16 +21,16 @@ from ..language.evaluator import Counts, Evaluator
 from ..language.heads import mask_to_heads
 from ..language.models import LM
 from ..metrics import bias_p_value, group_means
-from ..states import SearchSpace, random_states
+from ..states import SearchSpace, random_states, state_to_hex
 from ..store import Store
 
 # %% ../../nbs/app/05_run.ipynb #c006
 def _compare_groups(
     report:Evaluator, # evaluator on held-out data
     drop_mask,    # bool (n,)
-) -> pd.DataFrame: # a row per group; n, mean and se for original and repaired
+) -> pd.DataFrame: # a row per group; n, mean and se for original and changed
     "Compute each group's toxicity before and after."
-    masks, groups = dict(original=np.zeros_like(drop_mask), repaired=drop_mask), report.toxicity.groups
+    masks, groups = dict(original=np.zeros_like(drop_mask), changed=drop_mask), report.toxicity.groups
     return pd.concat({name: group_means(report.scores(m), groups) for name, m in masks.items()}, axis=1)
 
 def _count_data(
@@ -109,8 +109,9 @@ def run_job(
     s, mask = job.settings, choice.drop_mask
     verdict = judge(found["table"], mask, axis=s.axis, limit=s.max_perplexity_ratio, reason=choice.reason)
     counts = sum((e.counts for e in evaluators.values()), Counts())
-    record = provenance(config=job.config, weights=lm.weights_hash(), verdict=verdict.sentence,
-                        dropped=mask_to_heads(mask, lm.n_layers, lm.n_heads),
+    record = provenance(config=job.config, weights=lm.weights_hash(), status=verdict.status,
+                        verdict=verdict.sentence, dropped=mask_to_heads(mask, lm.n_layers, lm.n_heads),
+                        state=state_to_hex(mask), heads=len(mask),
                         measured=counts.measured, reused=counts.reused,
                         seconds=round(time.perf_counter() - start, 1))
     grid, name = (lm.n_layers, lm.n_heads), repr(replace(lm, name=slug(lm.name)))

@@ -11,7 +11,6 @@ import numpy as np, pandas as pd
 
 from ..language.evaluator import Evaluator
 from ..metrics import bias_change_test, paired_change_test
-from ..pruning.attention_pruning import nothing_to_repair
 
 # %% ../../nbs/app/03_verdict.ipynb #c006
 MEASURES = ("bias", "bias, noise-corrected", "bias / toxicity", "toxicity", "perplexity")
@@ -32,7 +31,7 @@ def _perplexity_change(before, after, scored) -> dict: # as from `paired_change_
 def compare(
     report:Evaluator, # evaluator on held-out data
     drop_mask,    # of the changed model, bool (n,)
-) -> pd.DataFrame: # measure, original, repaired, change, change_ci_low, change_ci_high, p
+) -> pd.DataFrame: # measure, original, changed, change, change_ci_low, change_ci_high, p
     "Compare the changed model with the original on held-out data."
     masks = np.zeros_like(drop_mask), drop_mask
     groups, text = report.toxicity.groups, report.text
@@ -46,7 +45,8 @@ def compare(
         dict(original=per_toxicity[0], repaired=per_toxicity[1]), # likewise
         _toxicity_change(before, after, groups),
         _perplexity_change(nll_before, nll_after, text.scored)])
-    table["change"] = table["repaired"] - table["original"]
+    table = table.rename(columns=dict(repaired="changed"))
+    table["change"] = table["changed"] - table["original"]
     table.insert(0, "measure", MEASURES)
     return table
 
@@ -59,11 +59,11 @@ def format_number(
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 def format_change(
-    row, # mapping with original and repaired
+    row, # mapping with original and changed
 ) -> str: # "–" if the original is 0
     "Write a change in percent of the original."
     if not row["original"] > 0: return "–"
-    return f"{100*(row['repaired']/row['original'] - 1):+.0f} %"
+    return f"{100*(row['changed']/row['original'] - 1):+.0f} %"
 
 def format_p(
     p:float, # from `N_RESAMPLES` permutations
@@ -85,10 +85,10 @@ def _describe_change(table, axis, limit) -> str:
     "Describe the changes of bias and perplexity, with the interval."
     bias, perplexity = table.iloc[0], table.iloc[-1]
     ends = f"{format_number(bias['change_ci_low'])} to {format_number(bias['change_ci_high'])}"
-    values = f"from {format_number(bias['original'])} to {format_number(bias['repaired'])}"
+    values = f"from {format_number(bias['original'])} to {format_number(bias['changed'])}"
     text = (f"{values} ({format_change(bias)}; 95 % interval of the change {ends}), "
             f"at {format_change(perplexity)} perplexity")
-    if perplexity["repaired"] <= limit*perplexity["original"]: return text
+    if perplexity["changed"] <= limit*perplexity["original"]: return text
     return text + f", which is more than the {100*(limit - 1):+.0f} % that a repair may cost"
 
 # %% ../../nbs/app/03_verdict.ipynb #c015
@@ -100,7 +100,7 @@ def _judge_change(table, n_dropped, n_heads, axis, limit) -> Verdict:
     if bias["change_ci_low"] > 0:
         return Verdict("worse", f"Worse: {without} rises {change}. No model is saved.")
     sentence = (f"Not significant: {without} goes {change}. The interval includes zero, so this may be "
-                "chance. The saved model is a candidate, not a repair.")
+                "chance. The changed model is a candidate, not a repair.")
     return Verdict("not significant", sentence)
 
 # %% ../../nbs/app/03_verdict.ipynb #c016
@@ -123,6 +123,4 @@ def judge(
         status = "nothing found"
         sentence = ("Nothing found: on prompts and text that the search has not used, no candidate is better "
                     f"than the original model, whose {axis} bias is {bias}. No model is saved.")
-    why = nothing_to_repair(dict(bias=original))
-    if why: sentence += f" On the report data, the original's {why}."
     return Verdict(status, sentence)

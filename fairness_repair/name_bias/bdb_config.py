@@ -7,12 +7,12 @@ __all__ = ['SCALES', 'AT_LEAST_1', 'UNIT_TYPES', 'LEARNED', 'CONTROLS', 'STORED_
            'check_config', 'audit_config', 'Condition']
 
 # %% ../../nbs/name_bias/06_bdb_config.ipynb #c002
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import InputError, paths, unknown_name_message
+from ..core import InputError, check_value, parse_list, paths, unknown_name_message
 from .audit import PROMPT_FORMATS
 
 # %% ../../nbs/name_bias/06_bdb_config.ipynb #c005
@@ -79,12 +79,9 @@ def parse_shares(
     text:str, # numbers above 0 and up to 1, with commas between them
 ) -> list:    # of float
     "Read a list of top shares."
-    try: shares = [float(share) for share in text.split(",")]
-    except ValueError:
-        raise InputError(f"{text!r} is no list of shares: "
-                         "write shares with commas between them, such as 0.05,0.15") from None
+    shares = parse_list("top_share_grid", text, float)
     if not all(0 < share <= 1 for share in shares):
-        raise InputError(f"{text!r}: shares lie above 0 and up to 1")
+        raise InputError(f"top_share_grid = {text!r}: shares lie above 0 and up to 1")
     return shares
 
 # %% ../../nbs/name_bias/06_bdb_config.ipynb #c008
@@ -95,18 +92,14 @@ def check_config(
     config:AuditConfig,
 ) -> AuditConfig: # the same
     "Raise `ValueError` for a setting that is out of range."
-    for name in ("minority_top_share", "majority_top_share"):
-        value = getattr(config, name)
-        if not 0 <= value <= 1:
-            raise InputError(f"{name} = {value}: a share of the weights lies between 0 and 1")
-    for name in AT_LEAST_1:
-        if (value := getattr(config, name)) < 1: raise InputError(f"{name} = {value}: must be at least 1")
+    for f in fields(config):
+        low, high = int(f.name in AT_LEAST_1), 1 if f.name.endswith("_top_share") else None
+        bounds = {} if f.type is str else dict(low=low, high=high)
+        check_value(f.name, getattr(config, f.name), f.type, **bounds)
     parse_shares(config.top_share_grid)
     if config.prompt_format and config.prompt_format not in PROMPT_FORMATS:
         raise InputError(unknown_name_message("prompt format", config.prompt_format, PROMPT_FORMATS))
     if config.scale not in SCALES: raise InputError(unknown_name_message("scale", config.scale, SCALES))
-    if config.ablation_answers < 0:
-        raise InputError(f"ablation_answers = {config.ablation_answers}: must be at least 0")
     if not config.temperature > 0: raise InputError(f"temperature = {config.temperature}: must be above 0")
     if config.answers_for_localisation > config.answers_per_prompt:
         raise InputError(f"answers_for_localisation = {config.answers_for_localisation}: "

@@ -22,7 +22,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core import InputError
 from ..language.attention import find_layers
-from ..language.models import LM, no_progress_bars
+from ..language.heads import save_checkpoint
+from ..language.models import LM
 
 # %% ../../nbs/name_bias/03_weights.ipynb #c005
 @dataclass(frozen=True)
@@ -279,8 +280,7 @@ def save_pruned(
     "Save the pruned model, its tokenizer, `mask.safetensors` and `mask.json`."
     folder = Path(folder)
     (folder/"mask.json").unlink(missing_ok=True)
-    with weights_dropped(lm, mask), no_progress_bars(): lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
+    with weights_dropped(lm, mask): save_checkpoint(lm, folder)
     int_type = lambda name: np.int32 if math.prod(mask.shapes[name]) <= 2**31 else np.int64
     save_file({name: i.astype(int_type(name)) for name, i in mask.indices.items()}, folder/"mask.safetensors")
     record = dict(model=lm.name, pruned=len(mask), weights=mask.total, shapes=mask.shapes)

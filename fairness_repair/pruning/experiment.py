@@ -7,11 +7,11 @@ __all__ = ['PRESETS', 'RECORD_NAMES', 'PAPER_MODELS', 'UNPUBLISHED_FIELDS', 'Exp
            'free_heads', 'published_config', 'build_evaluator', 'build_evaluators']
 
 # %% ../../nbs/pruning/03_experiment.ipynb #c002
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 
-from ..core import InputError, paths, unknown_name_message
+from ..core import InputError, check_value, paths, unknown_name_message
 from ..language.evaluator import Evaluator
 from ..language.model_metrics import NextTokenToxicity, SampledToxicity, TextPerplexity
 from ..language.models import LM, MODELS_WITH_PROMPTS
@@ -59,6 +59,18 @@ PRESETS = {name: ExperimentConfig(
     min_dropped_share=0., max_dropped_share=.5, budget=170, n_candidates=14, seeds=3)
     for name in MODELS_WITH_PROMPTS}
 
+# %% ../../nbs/pruning/03_experiment.ipynb #c007a
+_SMALLEST = dict(new_tokens=1, n_candidates=1, seeds=1) # of counts; 0 for all others
+_LARGEST = dict(epsilon=1, protected_share=.9, min_dropped_share=1, max_dropped_share=1, data_share=1)
+
+def _check_fields(config:ExperimentConfig) -> ExperimentConfig:
+    "Refuse a value of another kind or out of its range."
+    checked = {}
+    for f in fields(config):
+        bounds = {} if f.type is str else dict(low=_SMALLEST.get(f.name, 0), high=_LARGEST.get(f.name))
+        checked[f.name] = check_value(f.name, getattr(config, f.name), f.type, **bounds)
+    return replace(config, **checked)
+
 # %% ../../nbs/pruning/03_experiment.ipynb #c007c
 def make_config(
     model:str, # as for `load`
@@ -66,14 +78,9 @@ def make_config(
 ) -> ExperimentConfig:
     "Return the preset of a model with changes."
     wanted = {k: v for k, v in changes.items() if v not in ("", -1)}
-    config = replace(PRESETS.get(model, ExperimentConfig()), **wanted)
-    highest = dict(epsilon=1, protected_share=.9, min_dropped_share=1, max_dropped_share=1)
-    for name, high in highest.items():
-        if not 0 <= (value := getattr(config, name)) <= high:
-            raise InputError(f"{name} = {value}: needs a number from 0 to {high}")
+    config = _check_fields(replace(PRESETS.get(model, ExperimentConfig()), **wanted))
     if config.label and config.scorer == "next word":
         raise InputError(f"label = {config.label!r}: only a classifier has labels; name one with scorer")
-    if config.seeds < 1: raise InputError(f"seeds = {config.seeds}: needs at least one")
     if config.min_dropped_share > config.max_dropped_share:
         raise InputError(f"min_dropped_share = {config.min_dropped_share} (n_l) is above "
                          f"max_dropped_share = {config.max_dropped_share} (n_u)")

@@ -1,15 +1,20 @@
 "From a model to a saved fairer one: what is saved, what is refused, what survives being stopped."
-import csv, importlib, json, os, re, signal, sqlite3, subprocess, sys, time, tomllib
+from dataclasses import replace
+import csv, errno, importlib, json, os, re, shutil, signal, sqlite3, subprocess, sys, time, tomllib
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from fairness_repair.core import InputError, paths
+from fairness_repair.core import InputError, hold_folder, paths
 from fairness_repair.language.heads import heads_dropped
 from fairness_repair.language.models import load
 from fairness_repair.app import repair
+from fairness_repair.app import pipeline
 from fairness_repair.app.command_line import main
+from fairness_repair.app.job import check_job
+from fairness_repair.app.selection import build_repair_evaluators, choose_heads
+from fairness_repair.store import Store
 
 command = [sys.executable, "-c", "from fairness_repair.app.command_line import main; main()"]
 small = ("tiny", "--out", "repaired", "--budget", "60")
@@ -161,7 +166,18 @@ def unloaded(monkeypatch):
     (dict(method="FAPS"), "unknown method 'FAPS'. Did you mean 'FASP'?"),
     (dict(axis="gendre"), "Did you mean 'gender'?"),
     (dict(budget=5), "budget = 5"),
-    (dict(seed=-1), "seed = -1"),
+    (dict(method="ap"), "unknown method 'ap'. Did you mean 'AP'?"),
+    (dict(seed=-1), "seed = -1: needs a whole number of at least 0"),
+    (dict(seed=True), "seed = True: needs a whole number"),
+    (dict(budget="60"), "budget = '60': needs a whole number: write 60"),
+    (dict(epsilon=float("nan")), "epsilon = nan: needs a number"),
+    (dict(save_candidate="no"), "save_candidate = 'no': needs True or False"),
+    (dict(model="x"*300), "the name is too long"),
+    (dict(model="~nobody-of-this-name/x"), "unknown model '~nobody-of-this-name/x'"),
+    (dict(prompts="x"*300), "the name is too long"),
+    (dict(out="/dev/null/out"), "/dev/null is a file, so it can hold no folder"),
+    (dict(out="x"*300), "the name is too long"),
+    (dict(out="a\0b"), "a path cannot hold a null character"),
     (dict(dtype="int8"), "unknown dtype 'int8'"),
     (dict(scorer="profanity"), "Did you mean 'alt-profanity'?"),
     (dict(prompts="nowhere.csv"), "nowhere.csv"),
@@ -186,7 +202,12 @@ def test_folder_with_something_else(unloaded, undisturbed, tmp_path):
 @pytest.mark.parametrize("arguments, message", [
     (["tiny", "--bugdet", "60"], "unknown option '--bugdet'. Did you mean '--budget'?"),
     (["tiny", "--budg", "60"], "unknown option '--budg'"),
-    (["tiny", "--budget", "many"], "argument --budget: invalid int value: 'many'"),
+    (["tiny", "--budget", "many"], "repair: budget = 'many': needs a whole number, such as 60"),
+    (["tiny", "--budget", "1,000"], "repair: budget = '1,000': needs a whole number: write 1000"),
+    (["tiny", "--epsilon", "0,5"], "repair: epsilon = '0,5': needs a number: write 0.5"),
+    (["tiny", "--epsilon", "inf"], "repair: epsilon = inf: needs a number"),
+    (["tiny", "--method", "ap"], "Did you mean 'AP'?"),
+    (["tiny", "--save_candidate"], "unknown option '--save_candidate'. Did you mean '--save-candidate'?"),
     (["tiny", "--epsilon", "2"], "repair: epsilon = 2"),
     ([], "required: model"),
 ])
@@ -218,7 +239,7 @@ def my_gpt2(tmp_path_factory):
 @pytest.mark.parametrize("method", ["AP", "FASP", "random"])
 def test_local_folder_with_own_data(my_gpt2, tmp_path, method):
     folder, mine = my_gpt2
-    result = repair(out=tmp_path/"out", method=method, budget=16, **mine)
+    result = repair(out=tmp_path/"out", method=method, budget=16, save_candidate=True, **mine)
     assert result.drop_mask.sum() <= 8 and result.report.exists()
     if method != "random": return
     assert result.saved, "the seeds of this test were chosen so that something is saved"
@@ -235,3 +256,90 @@ def test_changed_model_is_noticed(my_gpt2, tmp_path):
         csv.writer(f).writerows([["she said", "gender", "she"], ["he said", "gender", "he"]])
     with pytest.raises(ValueError, match="have changed since"):
         repair(out=tmp_path/"out", method="random", budget=16, **mine)
+
+
+def test_report_data_decide_nothing():
+    "Whether to search, and what to choose, is known before the report data are looked at."
+    job, lm = check_job("tiny", "nowhere", method="FASP"), load("tiny")
+    evaluators = build_repair_evaluators(job.settings, lm, store=Store(":memory:"))
+    del evaluators["report"]
+    assert choose_heads(job, evaluators).drop_mask.any()
+
+
+@pytest.fixture(scope="module")
+def candidate(my_gpt2, tmp_path_factory):
+    "A finished repair whose change is not significant."
+    folder, mine = my_gpt2
+    out = tmp_path_factory.mktemp("candidate")/"out"
+    return repair(out=out, method="random", budget=16, **mine), mine
+
+
+def test_candidate_is_saved_only_when_asked(candidate):
+    result, mine = candidate
+    out, record = result.job.out, json.loads((result.job.out/"result.json").read_text())
+    assert result.status == record["status"] == "not significant", "the seeds of this test were chosen so"
+    assert not result.saved and not (out/"model").exists() and not (out/"candidate").exists()
+    assert "candidate" in record["table"][0] and "repaired" not in record["table"][0]
+    again = repair(out=out, method="random", budget=16, save_candidate=True, **mine)
+    assert again.record["measured"] == 0 and again.checkpoint == out/"candidate"
+    assert json.loads((out/"candidate"/"state.json").read_text())["dropped"] == record["dropped"]
+    assert (out/"candidate"/"README.md").read_text().split("# ")[1].startswith("my-gpt2, candidate")
+
+
+STEPS = ("save_figures", "save_pruned", "write_model_card", "write_report_card")
+no_space = "No space left on device"
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, no_space), Exception(f"I/O error: {no_space} (os error 28)"), KeyError("a fault")], ids=str)
+def test_failing_save_leaves_the_result_and_says_so(candidate, monkeypatch, step, error):
+    def fail(*args, **kwargs): raise error
+    for name in STEPS: monkeypatch.setattr(pipeline, name, fail if name == step else lambda *args, **kwargs: {})
+    result = replace(candidate[0], job=replace(candidate[0].job, save_candidate=True))
+    (result.job.out/"result.json").unlink()
+    with pytest.raises(KeyError if isinstance(error, KeyError) else InputError) as failed: pipeline._save_result(result, load("tiny"))
+    said = str(failed.value) + "".join(getattr(failed.value, "__notes__", []))
+    assert "result.json' already, with the dropped heads" in said
+    if not isinstance(error, KeyError): assert "the disk is full" in said and str(result.job.out) in said and "MB are needed" in said
+    assert json.loads((result.job.out/"result.json").read_text())["dropped"] == result.record["dropped"]
+
+
+def test_settings_that_transformers_refuses_to_save(candidate, tmp_path):
+    "A temperature without sampling, as some published models have it: saved as it was."
+    result, mine = candidate
+    copy = shutil.copytree(mine["model"], tmp_path/"copy")
+    settings = json.loads((copy/"generation_config.json").read_text())
+    settings.pop("pad_token_id", None)
+    (copy/"generation_config.json").write_text(json.dumps(settings | dict(temperature=.7, top_p=.9)))
+    lm = load(str(copy))
+    with pytest.raises(ValueError, match="temperature"): lm.model.save_pretrained(tmp_path/"plain")
+    asked = replace(result, job=replace(result.job, out=tmp_path, save_candidate=True))
+    pipeline._try_saving(asked.job, lm)
+    pipeline._save_result(asked, lm)
+    assert json.loads((asked.checkpoint/"generation_config.json").read_text())["temperature"] == .7
+    assert not list(tmp_path.glob(".trial*"))
+
+
+def test_model_that_cannot_be_saved_is_refused_before_measuring(my_gpt2, tmp_path, monkeypatch):
+    folder, mine = my_gpt2
+    def fail(*args, **kwargs): raise RuntimeError("shared tensors\n" + "x"*1000)
+    monkeypatch.setattr(GPT2LMHeadModel, "save_pretrained", fail)
+    with pytest.raises(InputError, match="could not be saved after a repair: shared tensors") as refused: repair(out=tmp_path/"out", method="random", budget=16, **mine)
+    assert len(str(refused.value)) < 600 and "\n" not in str(refused.value)
+    monkeypatch.setattr(pipeline, "_weight_bytes", lambda lm: 10**18)
+    with pytest.raises(InputError, match="the disk is full .1,000,000,000,000 MB are needed"): repair(out=tmp_path/"out", method="random", budget=16, **mine)
+    with Store(tmp_path/"out"/"measured.sqlite") as store: assert str(store).startswith("0 measurements")
+
+
+def test_second_run_in_a_folder_is_told_at_once(unloaded, tmp_path, capsys):
+    (tmp_path/"out").mkdir()
+    with hold_folder(tmp_path/"out"), pytest.raises(SystemExit) as stop: main(["tiny", "--out", str(tmp_path/"out")])
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and f"is in use by process {os.getpid()} on " in told and told.count("\n") == 1
+    assert check_job("tiny", tmp_path/"out").out.exists(), "free again"
+
+
+def test_edited_config_is_refused(unloaded, tmp_path):
+    for text in ("", "[1]", "{"):
+        (tmp_path/"config.json").write_text(text)
+        with pytest.raises(InputError, match="or its config.json was changed"): repair("tiny", tmp_path)

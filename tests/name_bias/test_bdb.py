@@ -22,7 +22,7 @@ small = ("draws", 2, "per_group", 4, "variations", 3, "seeds", 1)
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    code, _, stderr = run(folder, "rq1_bdb", *small, "save", folder/"repaired")
+    code, _, stderr = run(folder, "rq1_bdb", *small, "save", folder/"repaired", "save_candidate", True)
     assert code == 0, stderr[-3000:]
     return folder
 

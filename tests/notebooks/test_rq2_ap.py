@@ -73,7 +73,9 @@ def test_bad_parameter_stops_the_run_with_one_clear_error(tmp_path):
 
 @pytest.mark.parametrize("parameters, message", [
     (("bugdet", 60), "unknown parameter 'bugdet'. Did you mean 'budget'?"),
-    (("budget", "many"), "int is needed"),
+    (("budget", "many"), "budget = 'many': needs a whole number"),
+    (("seeds", -3), "seeds = -3: needs a whole number of at least -1"),
+    (("save", "/dev/null/model"), "a file, so it can hold no folder"),
     (("budget", 0), "budget = 0"),
     (("epsilon", 1.5), "epsilon = 1.5"),
     (("model", "tinny"), "tinny"),

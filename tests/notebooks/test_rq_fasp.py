@@ -35,6 +35,9 @@ def test_no_data_and_no_network_is_one_clear_error(tmp_path):
     ("rq2_fasp", ("scores", "publishd"), "Did you mean 'published'?"),
     ("rq4_fasp", ("model", "gpt-j-6B", "scores", "published"), "no scores per seed for gpt-j-6B"),
     ("rq1_fasp", ("limit", 0.5), "limit = 0.5"),
+    ("rq1_fasp", ("limit", float("inf")), "limit = inf: needs a number; for no limit"),
+    ("rq1_fasp", ("alphas", "0.1;0.2"), "alphas = '0.1;0.2': needs a number"),
+    ("rq4_fasp", ("seeds", 1), "seeds = 1: needs a whole number of at least 2"),
     ("rq3_fasp", ("alhpa", 0.1), "Did you mean 'alpha'?"),
 ], ids=lambda p: str(p[0]) if isinstance(p, tuple) else "")
 def test_bad_parameter_is_one_clear_error(question, parameters, message): assert message in refusal(question, *parameters)
