@@ -15,6 +15,7 @@ from fairness_repair.language.evaluator import Evaluator
 from fairness_repair.language.models import load
 from fairness_repair.language.subsampling import Subsampling
 from fairness_repair.tabular.neufair import experiment_configs
+from fairness_repair.tabular.postprocessing import POSTPROCESSING
 from fairness_repair.pruning.experiment import build_evaluator, build_evaluators, make_config
 from fairness_repair.pruning.search_methods import propose
 from fairness_repair.states import SearchSpace
@@ -107,6 +108,11 @@ def test_recorded_searches_are_found():
     with Store(paths.data/"results"/"neufair-authors.sqlite") as store:
         configs = experiment_configs("all", networks="authors", seeds=12, strategies=("SA", "SA, paper", "RW, paper"),
                                      budget=20000, metric="eod", penalty=3., threshold=.98)
+        assert not store.missing([config.to_record() for config in configs])
+    with Store(paths.data/"results"/"neufair-generalise.sqlite") as store:
+        configs = experiment_configs("all", networks="authors", seeds=12, strategies=("SA, cool", *POSTPROCESSING),
+                                     rows="train+val", budget=20000, metric="eod", penalty=3., threshold=.98)
+        configs += experiment_configs("all", networks="authors", seeds=12, strategies=POSTPROCESSING, rows="val")
         assert not store.missing([config.to_record() for config in configs])
     with Store(paths.data/"results"/"bdb-price-tag.sqlite") as store:
         found = localiser(store, load("price-tag"), "price-tag")
