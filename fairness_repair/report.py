@@ -6,7 +6,7 @@
 __all__ = ['escape_markdown', 'to_markdown', 'summarise_seeds', 'compare_to_paper', 'save_csv', 'save_table', 'save_figure']
 
 # %% ../nbs/06_report.ipynb #c002
-import json, re
+import csv, json, re
 import pandas as pd
 
 from .core import disk_errors, one_line, paths, provenance, slug, write_whole
@@ -64,7 +64,9 @@ def save_csv(
     name:str, # notebook, model and part, e.g. "rq2_ap-tiny-runs"
 ) -> str:     # name of the file
     "Write a table as CSV, for programs; every cell comes back as it was."
-    return write_whole(paths.figures/f"{slug(name)}.csv", table.to_csv(index=False)).name
+    text = table.to_csv(index=False)
+    if "\r" in text: text = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC) # pandas leaves it bare
+    return write_whole(paths.figures/f"{slug(name)}.csv", text).name
 
 def save_table(
     table:pd.DataFrame,

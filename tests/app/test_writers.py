@@ -90,6 +90,7 @@ def test_figures_draw_any_name(tmp_path, name):
     assert len(labels) == 3 and all(len(label) <= 28 for label in labels)
 
 
+@example(table=[("\r", None)], title="")
 @given(table=st.lists(st.tuples(cells, st.floats(allow_nan=True) | st.none()), min_size=1, max_size=4), title=names)
 def test_tables_hold_any_name(tmp_path, monkeypatch, table, title):
     "CSV gives back what was written; Markdown has a row for each row."
