@@ -22,7 +22,7 @@ from .tokenization import first_position, padding_id, prompt_ids
 @contextmanager
 def heads_gated(
     model, # a Hugging Face causal LM
-    gates:torch.Tensor, # factor of each head's output, (rows, n), one row per row of the batch
+    gates:torch.Tensor, # factor of each head's output, (rows, n), one row per row of the batch, or (1, n) for all
 ):
     "Multiply the outputs of heads by factors inside a `with` block."
     projections = attention_output_projections(model)

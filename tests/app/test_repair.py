@@ -174,7 +174,7 @@ def unloaded(monkeypatch):
     (dict(save_candidate="no"), "save_candidate = 'no': needs True or False"),
     (dict(model="x"*300), "the name is too long"),
     (dict(model="~nobody-of-this-name/x"), "unknown model '~nobody-of-this-name/x'"),
-    (dict(prompts="x"*300), "the name is too long"),
+    (dict(prompts="x"*300), "unknown prompts 'xxx"),
     (dict(out="/dev/null/out"), "/dev/null is a file, so it can hold no folder"),
     (dict(out="x"*300), "the name is too long"),
     (dict(out="a\0b"), "a path cannot hold a null character"),

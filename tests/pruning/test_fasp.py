@@ -108,7 +108,7 @@ def loss_without(model, head=None, factor=1.):
 def test_gradient_equals_finite_differences_of_weights(kind):
     "Two steps: norms that compute in float32 in any model need the large one, kinks of a ReLU the small one."
     model = build(kind).double()
-    found = loss_gradient(model, ids, torch.ones(L, H))
+    found = loss_gradient(model, ids, torch.ones(L*H)).view(L, H)
     for layer in range(L):
         for head in range(H):
             gradient = found[layer, head].item()
@@ -129,9 +129,9 @@ def test_gradient_at_zero_is_that_of_zeroed_weights(kind):
     nodes, weights = np.polynomial.legendre.leggauss(12)
     total = 0
     for x, w in zip((nodes + 1)/2, weights/2):
-        mask = torch.ones(L, H, dtype=torch.float64)
-        mask[1, 0] = x
-        total += w*loss_gradient(model, ids, mask)[1, 0].item()
+        mask = torch.ones(L*H, dtype=torch.float64)
+        mask[H] = x
+        total += w*loss_gradient(model, ids, mask)[H].item()
     whole = loss_without(model)
     with heads_dropped(model, state): assert abs(whole - loss_without(model) - total) < 1e-5
 
