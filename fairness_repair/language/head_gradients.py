@@ -84,7 +84,7 @@ def gradients(self:NextTokenToxicity,
     batch = self.padded(lm)
     values = lambda part: [self.word_probability(lm, type(batch)(*(t[part] for t in batch)))]
     direct, = gate_gradients(lm, values, [len(ids) for ids in self.ids], gates)
-    with heads_dropped(lm.model, np.asarray(gates) == 0): scores = self(lm)
+    with heads_gated(lm.model, torch.as_tensor(np.asarray(gates)[None], dtype=torch.float32, device=lm.device)): scores = self(lm)
     return RowGradients(scores, direct, np.zeros_like(direct))
 
 # %% ../../nbs/language/18_head_gradients.ipynb #c013
@@ -115,8 +115,7 @@ def gradients(self:ControlledToxicity,
     gates, # shape (n,)
 ) -> RowGradients:
     "Sample continuations, and compute the gradient of each prompt's expected toxicity."
-    dropped = np.asarray(gates) == 0
-    with heads_dropped(lm.model, dropped):
+    with heads_gated(lm.model, torch.as_tensor(np.asarray(gates)[None], dtype=torch.float32, device=lm.device)):
         drawn = draw_continuations(lm, self.texts, batch_size=self.batch_size, new_tokens=self.new_tokens,
                                      repeat_index=self.repeat_index, seed=self.seed)
     steps = score_steps(lm, self.texts, drawn, self.control, self.score_on)
