@@ -32,7 +32,8 @@ class TableEvaluator:
     ):
         self.bias, self.perplexity = np.asarray(bias, float), np.asarray(perplexity, float)
         if model is None: return
-        self.head_effects, self.head_prices, self.gate_gradient = model.head_effects, model.head_prices, model.gate_gradient
+        self.head_effects, self.head_prices = model.head_effects, model.head_prices
+        self.gate_gradient = model.gate_gradient
 
     def __call__(self, states) -> pd.DataFrame: # bias, perplexity
         at = states_to_ints(states)
@@ -66,7 +67,7 @@ class NoisyEvaluator:
         return rows
 
 # %% ../../nbs/pruning/12_replay.ipynb #n002
-EFFECT_NOISE = .25 # error of a head's effect on bias, as a share of that of a measured bias
+EFFECT_NOISE = 1/8 # error of a head's effect on bias, as a share of that of a measured bias
 SCAN_PRICE = 1/3   # measured states that take as long as reading the text without one head
 
 class NoisyGradients(NoisyEvaluator):
@@ -79,7 +80,7 @@ class NoisyGradients(NoisyEvaluator):
         self.gradient_states += GRADIENT_PRICE
         found, key = self.evaluator.head_effects(state), np.packbits(state)
         errors = self._errors_of_means((len(found.groups), 1 + len(state)), key)
-        return replace(found, scores=found.scores + errors[:, 0], direct=found.direct + EFFECT_NOISE*errors[:, 1:])
+        return replace(found, scores=found.scores + errors[:, 0]*state.any(), direct=found.direct + EFFECT_NOISE*errors[:, 1:])
 
     def head_prices(self) -> np.ndarray:
         prices = self.evaluator.head_prices()
