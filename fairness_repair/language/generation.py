@@ -98,6 +98,7 @@ def length_batches(
     order = np.argsort(lengths, kind="stable")
     return [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
 
+# %% ../../nbs/language/08_generation.ipynb #c018b
 class LeftPadded(NamedTuple):
     "A padded batch; all three have shape (rows, longest)."
     ids: torch.Tensor       # token ids
@@ -221,6 +222,7 @@ def pad_prompts(
     "Pad rows as a model expects it."
     return LeftPadded(*(t.to(lm.device) for t in pad_left(rows, padding_id(lm), first_position(lm.model))))
 
+# %% ../../nbs/language/08_generation.ipynb #c034c
 def make_cache(
     lm:LM,
 ): # of keys and values, empty; None: the model has none
@@ -239,6 +241,7 @@ def read_batch(
     if forward_accepts(model, "position_ids"): options["position_ids"] = padded.positions
     return model(input_ids=padded.ids, attention_mask=padded.mask, **options).logits[:, -1]
 
+# %% ../../nbs/language/08_generation.ipynb #c034e
 def _append(
     padded:LeftPadded,
     new_ids,         # one token id per row
@@ -345,6 +348,7 @@ def sample_continuations(
         for i, text in zip(part, found): texts_of[i] = text
     return texts_of
 
+# %% ../../nbs/language/08_generation.ipynb #c039b
 @delegates(sample_continuations)
 def generate(
     lm:LM,    # the model, possibly with heads dropped around this call, one drop mask for all prompts
