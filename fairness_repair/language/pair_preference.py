@@ -95,13 +95,13 @@ def clustered_mean(
 ) -> ClusteredMean:
     "Estimate a mean whose values are independent between clusters only."
     values, (_, codes) = np.asarray(values, float), np.unique(clusters, return_inverse=True)
-    mean, k = values.mean(), codes.max() + 1
+    mean, k = float(values.mean()), codes.max() + 1
     if k < 2: raise InputError("all pairs have one template: an interval needs two or more")
     sums = np.bincount(codes, values - mean)
     se = float(np.sqrt(k/(k - 1)*(sums**2).sum())/len(values))
     half = float(stats.t.ppf((1 + confidence)/2, k - 1)*se)
     p = float(2*stats.t.sf(abs(mean)/se, k - 1)) if se else float(mean == 0)
-    return ClusteredMean(float(mean), se, mean - half, mean + half, p)
+    return ClusteredMean(mean, se, mean - half, mean + half, p)
 
 # %% ../../nbs/language/22_pair_preference.ipynb #r019
 @patch
@@ -141,7 +141,7 @@ def absolute_change(
     before, after = np.asarray(before, float), np.asarray(after, float)
     difference, total = (clustered_mean(values, templates) for values in (after - before, after + before))
     corners = [(abs(s + d) - abs(s - d))/2 for d in (difference.low, difference.high) for s in (total.low, total.high)]
-    old, new = abs(before.mean()), abs(after.mean())
+    old, new = (abs(float(values.mean())) for values in (before, after))
     return dict(original=old, repaired=new, change=new - old, change_ci_low=min(corners),
                 change_ci_high=max(corners), p=max(difference.p, total.p))
 

@@ -96,8 +96,10 @@ def divide_templates(
 # %% ../../nbs/language/21_sentence_pairs.ipynb #p022
 def winobias() -> pd.DataFrame: # `PAIR_COLUMNS` and split
     "Load WinoBias: development files for search and selection, test files for the report."
-    dev = divide_templates(read_winobias("dev"), dict(search=2/3, selection=1/3))
-    return pd.concat([dev, read_winobias("test").assign(split="report")], ignore_index=True)
+    dev, report = read_winobias("dev"), read_winobias("test")
+    own = dev[~dev["template"].isin(report["template"])]
+    parts = divide_templates(own, dict(search=2/3, selection=1/3)), report.assign(split="report")
+    return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/language/21_sentence_pairs.ipynb #p025
 def winogender() -> pd.DataFrame: # `PAIR_COLUMNS`
@@ -196,7 +198,10 @@ def load_pairs(
 ) -> dict: # search, selection, report -> `PAIR_COLUMNS`
     "Load sentence pairs in three parts that share no template."
     pairs = choose_groups(read_pair_source(source), axis)
-    return {name: pairs.loc[pairs["split"] == name, PAIR_COLUMNS].reset_index(drop=True) for name in SPLIT_SHARES}
+    found = {name: pairs.loc[pairs["split"] == name, PAIR_COLUMNS].reset_index(drop=True) for name in SPLIT_SHARES}
+    if all(part["template"].nunique() > 1 for part in found.values()): return found
+    raise InputError(f"{source}: axis {axis!r} has only {pairs['template'].nunique()} templates, too few for search, "
+                     "selection and report: use axis 'all'")
 
 # %% ../../nbs/language/21_sentence_pairs.ipynb #p044
 def sample_pairs(
