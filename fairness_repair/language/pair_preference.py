@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from scipy import stats
 
 from ..core import InputError
+from ..disparity import root_disparity
 from .generation import length_batches
 from .head_gradients import RowGradients, window_gradients
 from .heads import heads_dropped
@@ -108,8 +109,9 @@ def clustered_mean(
 def columns(self:PairPreference, numbers) -> dict:
     preferences = self.preferences(numbers)
     found = clustered_mean(preferences, self.templates)
+    squares = found.mean**2 - found.se**2
     return dict(bias=abs(found.mean), noise_floor=float(np.sqrt(2/np.pi))*found.se,
-                bias_corrected=float(np.sqrt(max(0, found.mean**2 - found.se**2))), preference=found.mean,
+                bias_corrected=root_disparity(squares), squared_disparity=squares, preference=found.mean,
                 share_preferred=float((preferences > 0).mean()))
 
 @patch(as_prop=True)
