@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np, pandas as pd
 
 from ..core import InputError, fetch, paths, unknown_name_message
-from .models import MODELS_WITH_PROMPTS
 from .prompts import read_rows
 
 # %% ../../nbs/language/21_sentence_pairs.ipynb #p005
