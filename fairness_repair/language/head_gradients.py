@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROWS_PER_GRADIENT', 'STEPWISE_FAMILIES', 'heads_gated', 'weights_frozen', 'gate_gradients', 'RowGradients',
-           'can_share_prompts', 'step_log_probabilities']
+           'can_share_prompts', 'step_log_probabilities', 'window_gradients']
 
 # %% ../../nbs/language/18_head_gradients.ipynb #c002
 from contextlib import contextmanager
@@ -193,20 +193,25 @@ def gradients_of(self:ControlledToxicity, lm:LM, gates, drawn, steps, *, indirec
     return RowGradients(self.scores(np.r_[steps.final, steps.noise]), *parts, *([] if indirect else [np.full_like(parts[0], np.nan)]))
 
 # %% ../../nbs/language/18_head_gradients.ipynb #c017
-@patch
-def gradients(self:TextPerplexity,
+def window_gradients(
     lm:LM,
-    gates, # shape (n,)
+    windows, # list of `Window`
+    gates,   # shape (n,)
+    *,
+    batch_size:int=8, # windows per backward pass, at most
 ) -> np.ndarray: # of each window's negative log-likelihood in nats, (windows, n)
     "Compute the gradient of the likelihood of each window."
     def values(part, gates):
-        longest = max(len(self.windows[i].ids) for i in part)
-        rows = [[*self.windows[i].ids, *[self.windows[i].ids[-1]]*(longest - len(self.windows[i].ids))] for i in part]
-        ids = torch.tensor(rows, device=lm.device)
+        some = [windows[i] for i in part]
+        longest = max(len(w.ids) for w in some)
+        ids = torch.tensor([[*w.ids, *[w.ids[-1]]*(longest - len(w.ids))] for w in some], device=lm.device)
         with heads_gated(lm.model, gates): logits = lm.model(input_ids=ids, use_cache=False).logits[:, :-1].float()
         nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        at, windows = torch.arange(1, longest, device=lm.device), [self.windows[i] for i in part]
-        starts = torch.tensor([w.start for w in windows], device=lm.device)[:, None]
-        ends = torch.tensor([len(w.ids) for w in windows], device=lm.device)[:, None]
+        at = torch.arange(1, longest, device=lm.device)
+        starts = torch.tensor([w.start for w in some], device=lm.device)[:, None]
+        ends = torch.tensor([len(w.ids) for w in some], device=lm.device)[:, None]
         return [torch.where((at >= starts) & (at < ends), nll.view(len(part), -1), 0.).sum(1)]
-    return gate_gradients(lm, values, [len(w.ids) for w in self.windows], gates, batch_size=8)[0]
+    return gate_gradients(lm, values, [len(w.ids) for w in windows], gates, batch_size=batch_size)[0]
+
+@patch
+def gradients(self:TextPerplexity, lm:LM, gates) -> np.ndarray: return window_gradients(lm, self.windows, gates)
