@@ -36,19 +36,13 @@ def with_gradients(
     same = {name: getattr(metric, name) for name in ("new_tokens", "seed", "score_on", "batch_size")}
     return ControlledToxicity(prompts, metric.scorer, **same)
 
-def _count_blocks(metric:GroupMetric) -> int: # at most 4, and no more than a group has distinct prompts
-    distinct = pd.Series(metric.texts).groupby(metric.groups).nunique().min()
-    if distinct < 2: raise InputError("a group has one distinct prompt: gradients need two or more in each")
-    return min(4, distinct)
-
 # %% ../../nbs/pruning/13_gradient_search.ipynb #c006
 @patch
 def head_effects(self:Evaluator,
     mask, # bool, shape (n,)
 ) -> HeadEffects:
     "Measure the first-order effect of flipping each head of a drop mask."
-    metric = with_gradients(self.toxicity)
-    return measure_head_effects(self.lm, metric, mask, n_blocks=_count_blocks(metric), store=self.store)
+    return measure_head_effects(self.lm, with_gradients(self.toxicity), mask, store=self.store)
 
 @patch
 def head_prices(self:Evaluator) -> np.ndarray: # log of the perplexity ratio, shape (n,)

@@ -34,7 +34,7 @@ def gate_gradient(self:Evaluator,
     metric, text = with_gradients(self.toxicity), self.text
     rows, groups = metric.gradients(self.lm, gates), np.unique(metric.groups)
     by_group = lambda values: np.stack([values[metric.groups == group].mean(0) for group in groups])
-    with heads_gated(self.lm.model, torch.tensor(np.array([gates]), dtype=torch.float32, device=self.lm.device)):
+    with heads_gated(self.lm.model, gates):
         nll = window_nll(self.lm, text.windows).sum()
     tokens = text.scored.sum()
     return GateGradient(by_group(rows.scores), by_group(rows.direct), float(nll/tokens),
