@@ -16,7 +16,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 
 from ..core import InputError
-from ..disparity import average_draws, squared_disparity
+from ..disparity import average_draws, disparity_interval, squared_disparity
 from .generation import ForwardPass, generation_passes, length_batches, make_sampler
 from .generation import map_batches, parallel_map, sample_continuations
 from .likelihood import batch_nll, fasp_windows, reading_passes, sliding_windows
@@ -72,6 +72,7 @@ class Metric:
     - `to_record()`: all that the numbers depend on besides the model, as a dict of JSON values; hashed
     - `measure(lm)`: one number per row; NaN where the model's numbers are not finite
     - `columns(numbers)`: results for an evaluator's table, as a dict
+    - `disparity_interval(numbers)`: the squared disparity with its interval, for metrics with groups
     - `pieces(lm, rows=, tokens=)`: list of `Piece`, limited in rows or tokens, for `Batched` and `ByLayer`
     - `subset(rows)`: the same metric on some of its rows
     - `draw_rows(share, rng)`: random row numbers, sorted; with `subset` and `size` for `Subsampling`
@@ -136,6 +137,10 @@ def subset(self:GroupMetric, rows) -> GroupMetric:
     part.texts = [self.texts[i] for i in rows]
     part.groups, part.prompt_index = self.groups[rows], self.prompt_index[rows]
     return part
+
+@patch
+def disparity_interval(self:GroupMetric, numbers) -> dict: # squares, ci_low, ci_high
+    return disparity_interval(self.scores(numbers), self.groups, prompts=self.prompt_index)
 
 @patch
 def draw_rows(self:GroupMetric,
