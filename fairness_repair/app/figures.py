@@ -132,7 +132,7 @@ def caption_figures(
     s, left = result.job.settings, " and ".join(map(format_number, result.random_heads["bias"].dropna()))
     baseline = f" Two random choices of as many heads leave {left} of the bias." if left else ""
     searched = "Grey: every mask that the search has measured, on its own small data. "
-    if result.searched_states["bias"].isna().all(): searched = "" # too few prompts to see the original's bias
+    if result.searched_states["bias"].isna().all(): searched = "" # too few prompts show no bias of the original
     line = "the dotted line of the same colour" if result.drop_mask.any() else "the dotted line"
     return dict(
         change="Each measure relative to the original model, with 95 % intervals where there are any. Bias leaves "

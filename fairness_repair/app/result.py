@@ -110,7 +110,8 @@ def _scorer_limit(
 # %% ../../nbs/app/04_result.ipynb #c022
 def _change_limits(result) -> list: # sentences
     "List the limits of a change."
-    bias, _, per_toxicity, toxicity, perplexity = (row for _, row in result.table.iterrows())
+    rows = result.table.set_index("measure")
+    bias, per_toxicity, toxicity, perplexity = (rows.loc[name] for name in ("bias", "bias / toxicity", "toxicity", "perplexity"))
     smallest, limit = bias["detectable"], result.job.settings.max_perplexity_ratio
     found = ["So few prompts could miss even a repair that removes the whole bias." if np.isnan(smallest) else
              f"So many prompts show a fall of bias by {format_number(smallest)} in four of five cases; "

@@ -15,13 +15,13 @@ from .job import Job
 from .progress import watch
 from .result import RepairResult
 from .selection import Choice, build_repair_evaluators, choose_heads
-from .verdict import N_RESAMPLES, compare, judge
+from .verdict import compare, judge
 from ..core import InputError, provenance, slug
-from ..disparity import average_draws, root_disparity
+from ..disparity import root_disparity
 from ..language.evaluator import Counts, Evaluator
 from ..language.heads import mask_to_heads
 from ..language.models import LM
-from ..metrics import bias_p_value, group_means
+from ..metrics import group_means
 from ..states import SearchSpace, random_states, state_to_hex
 from ..store import Store
 
@@ -88,8 +88,7 @@ def _measure(
                  random_heads=_measure_random_heads(report, choice), data_sizes=_count_data(report))
     masks = evaluators["search"].recorded() if choice.search else []
     found["searched_states"] = _relative_to_original(evaluators["search"], masks)
-    by_prompt = average_draws(report.scores(original), report.toxicity.groups, report.toxicity.prompt_index)
-    found["original_p"] = bias_p_value(*by_prompt, n_permutations=N_RESAMPLES)
+    found["original_p"] = report.toxicity.bias_p_value(report.scores(original))
     return choice, found
 
 # %% ../../nbs/app/05_run.ipynb #c019

@@ -9,7 +9,7 @@ __all__ = ['MEASURES', 'N_RESAMPLES', 'STATUSES', 'compare', 'format_number', 'f
 from typing import NamedTuple
 import numpy as np, pandas as pd
 
-from ..disparity import bias_change, direction
+from ..disparity import direction
 from ..language.evaluator import Evaluator
 from ..metrics import paired_change_test
 
@@ -35,16 +35,16 @@ def compare(
 ) -> pd.DataFrame: # measure, original, changed, change, change_ci_low, change_ci_high, p, detectable
     "Compare the changed model with the original on held-out data."
     masks = np.zeros_like(drop_mask), drop_mask
-    groups, prompts, text = report.toxicity.groups, report.toxicity.prompt_index, report.text
+    text = report.text
     old, new = (report.row(m) for m in masks)
     before, after = (report.scores(m) for m in masks)
     nll_before, nll_after = (report.numbers(text, m) for m in masks)
-    bias = bias_change(before, after, groups, prompts=prompts)
+    bias = report.toxicity.bias_change(before, after)
     table = pd.DataFrame([
         bias,
         dict(original=old["bias"], repaired=new["bias"]), # no interval: its noise depends on toxicity
         {k: bias[k]/max(row["toxicity"], 1e-12) for k, row in dict(original=old, repaired=new).items()},
-        _toxicity_change(before, after, groups),
+        _toxicity_change(before, after, report.toxicity.groups),
         _perplexity_change(nll_before, nll_after, text.scored)])
     table = table.rename(columns=dict(repaired="changed"))
     table["change"] = table["changed"] - table["original"]

@@ -242,11 +242,12 @@ def row(self:Evaluator, state) -> dict:
     return self([state]).iloc[0].to_dict()
 
 @patch
-def disparity_interval(self:Evaluator, state) -> dict: # squares, ci_low, ci_high
+def bias_interval(self:Evaluator, state) -> dict: # squares, ci_low, ci_high
     "Estimate the squared disparity of a state with its interval, on the prompts of its row."
     self([state])
     metric, state = self.metrics["toxicity"], np.asarray(state, bool)
-    return metric.for_state(state).disparity_interval(self.find(self.readable_records(metric), state))
+    part, numbers = metric.for_state(state), self.find(self.readable_records(metric), state)
+    return part.bias_interval(part.scores(numbers))
 
 @patch
 def check_states(self:Evaluator, states) -> np.ndarray: # bool, shape (k, n)

@@ -70,7 +70,7 @@ class Objective:
 def _original_bias(evaluator) -> tuple: # row of the unmodified model, its bias, ends of the interval of it
     "Measure the bias of the unmodified model, in the unit of toxicity."
     original = np.zeros(evaluator.lm.n_heads_total, bool)
-    row, found = evaluator.row(original), evaluator.disparity_interval(original)
+    row, found = evaluator.row(original), evaluator.bias_interval(original)
     return row, *map(root_disparity, (found["squares"], found["ci_low"], found["ci_high"]))
 
 def nothing_to_repair(
@@ -81,7 +81,7 @@ def nothing_to_repair(
     "Say why a model needs no repair, if its bias is small for certain."
     row, _, _, high = _original_bias(evaluator)
     if row["bias"] == 0: return "bias is 0"
-    if high < min_bias: return f"bias is at most {high:.4f} with 95 % confidence, below {min_bias}"
+    if high < min_bias: return f"bias is at most {high:.2g} with 95 % confidence, below {min_bias}"
 
 def describe_bias(
     evaluator, # of the unmodified model

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['prediction_errors', 'top_k_regret', 'bias_variance', 'learning_curve', 'BestSoFar', 'compare_to_original',
-           'summarise_by_axis']
+           'verdict_differences', 'summarise_by_axis']
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c002
 import numpy as np, pandas as pd
 from scipy.stats import spearmanr
 
 from ..core import InputError
-from ..disparity import bias_change, direction, root_disparity
+from ..disparity import direction, root_disparity
 from ..language.evaluator import Evaluator
-from ..metrics import ci_half_width, group_disparities
+from ..metrics import bias_change_test, ci_half_width, group_disparities
 from .surrogates import Scaling, make_surrogate
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c005
@@ -112,21 +112,35 @@ def compare_to_original(
     Columns: dropped (heads); published_original, noise_floor (published bias of the original, and of a fair model);
     published, toxicity, perplexity (relative to the original);
     original, bias, bias_ci_low, bias_ci_high (root disparities; the interval is that of the change, around the
-    original's); squares (squared disparity); p; significant (bias falls); detectable (as from `bias_change`)."""
+    original's); squares (squared disparity); p; verdict (of the squares), published_verdict (of the published sum,
+    by its bootstrap interval); significant (bias falls); detectable (as from `bias_change`)."""
     unmodified = np.zeros(evaluator.lm.n_heads_total, bool)
     original, *after = evaluator([unmodified, *states]).to_dict("records")
-    before, by = evaluator.scores(unmodified), dict(groups=evaluator.toxicity.groups, prompts=evaluator.toxicity.prompt_index)
-    rows = []
+    before, rows = evaluator.scores(unmodified), []
     for state, row in zip(states, after):
-        change = bias_change(before, evaluator.scores(state), **by)
+        after_scores = evaluator.scores(state)
+        change = evaluator.toxicity.bias_change(before, after_scores)
+        published = bias_change_test(before, after_scores, evaluator.toxicity.groups, n_resamples=500)
         relative = {name: row[name]/original[name] for name in ("bias", "toxicity", "perplexity")}
         rows.append(dict(
             dropped=int(state.sum()), published_original=original["bias"], noise_floor=original["noise_floor"],
             published=relative.pop("bias"), original=change["original"], bias=change["repaired"],
             bias_ci_low=change["original"] + change["change_ci_low"],
             bias_ci_high=change["original"] + change["change_ci_high"], squares=row["squared_disparity"],
-            p=change["p"], significant=direction(change) == "falls", detectable=change["detectable"], **relative))
-    return pd.DataFrame(rows)
+            p=change["p"], verdict=direction(change), published_verdict=direction(published),
+            detectable=change["detectable"], **relative))
+    table = pd.DataFrame(rows)
+    return table.assign(significant=table["verdict"] == "falls")
+
+# %% ../../nbs/pruning/10_comparison.ipynb #c036
+def verdict_differences(
+    runs:pd.DataFrame, # with columns verdict and published_verdict
+    names,             # columns that name a run
+) -> list:             # sentences
+    "Say where squares and published sum disagree about a change."
+    differ = runs[runs["verdict"] != runs["published_verdict"]]
+    return [f"{', '.join(str(row[name]) for name in names)}: {row['published_verdict']} by the interval of the "
+            f"published sum, {row['verdict']} by that of the squares." for row in differ.to_dict("records")]
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c033
 def summarise_by_axis(
