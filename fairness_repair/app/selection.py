@@ -93,14 +93,15 @@ def choose_heads(
     "Search on one split and choose on another."
     s = job.settings
     original = np.zeros(evaluators["search"].lm.n_heads_total, bool)
-    rows = {split: evaluators[split](original).iloc[0] for split in ("search", "selection")}
-    for split, row in rows.items():
-        if why := nothing_to_repair(row): return Choice(original, None, f"{s.axis} {why} on the {split} data")
+    splits = [evaluators[split] for split in ("search", "selection")]
+    for split, evaluator in zip(("search", "selection"), splits):
+        why = nothing_to_repair(evaluator)
+        if why: return Choice(original, None, f"{s.axis} {why} on the {split} data")
     scores = SINGLE_HEAD_METHODS.get(job.method)
     scan = _scan_heads(evaluators, protected_share=s.protected_share, scores=scores, progress=progress)
-    squared = job.method in GRADIENT_METHODS and all(row["squared_disparity"] > 0 for row in rows.values())
+    squared = job.method in GRADIENT_METHODS and all(e.row(original)["squared_disparity"] > 0 for e in splits)
     cost = dict(free=scan.free, epsilon=s.epsilon, limit=s.max_perplexity_ratio,
                 disparity="squared" if squared else "absolute")
-    search, selection = Objective(evaluators["search"], **cost), Objective(evaluators["selection"], **cost)
+    search, selection = (Objective(evaluator, **cost) for evaluator in splits)
     candidates = _find_candidates(job, search, evaluators["reader"], scan)
     return Choice(verify(selection, candidates)[0], search, None)
