@@ -7,7 +7,7 @@ __all__ = ['NEARBY', 'GRADIENT_PRICE', 'READING_PRICE', 'with_gradients', 'predi
            'exchanges', 'descend', 'check_gradients', 'gradient_search', 'first_order_search']
 
 # %% ../../nbs/pruning/13_gradient_search.ipynb #c002
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from sklearn.kernel_ridge import KernelRidge
@@ -52,14 +52,6 @@ def head_prices(self:Evaluator) -> np.ndarray: # log of the perplexity ratio, sh
     perplexity = reader(np.vstack([np.zeros((1, n), bool), np.eye(n, dtype=bool)]))["perplexity"].to_numpy()
     return np.log(perplexity[1:]/perplexity[0])
 
-@patch
-def read_perplexity(self:Evaluator,
-    masks, # bool, shape (k, n)
-) -> np.ndarray: # shape (k,)
-    "Measure perplexity only; `Evaluator` itself will find it in the store."
-    reader = Evaluator(self.lm, None, self.text, store=self.store, backend=self.backend)
-    return reader(masks)["perplexity"].to_numpy()
-
 # %% ../../nbs/pruning/13_gradient_search.ipynb #c009
 def predict_bias(
     effects:HeadEffects,
@@ -78,7 +70,6 @@ class FirstOrder:
     objective:Objective
     effects:list       # of `HeadEffects`, each at another state
     prices:np.ndarray  # from `head_prices`
-    read:dict = field(default_factory=dict) # state, as bytes -> perplexity, where bias was not measured
 
     def bias(self, states) -> np.ndarray: # shape (k,)
         masks = self.objective.widen(states)
@@ -101,9 +92,7 @@ def fit_residuals(
 ) -> Surrogates:
     "Predict costs by the first order, corrected by what measured states show."
     bias = ResidualSurrogate(first.bias, regressor).fit(states, table["bias"])
-    read = np.array([np.frombuffer(state, bool) for state in first.read], bool).reshape(-1, states.shape[1])
-    perplexity = ResidualSurrogate(first.log_perplexity, regressor, log=True).fit(
-        np.vstack([states, read]), [*table["perplexity"], *first.read.values()])
+    perplexity = ResidualSurrogate(first.log_perplexity, regressor, log=True).fit(states, table["perplexity"])
     return Surrogates(bias, perplexity, first.objective.original, first.objective.cost_settings)
 
 # %% ../../nbs/pruning/13_gradient_search.ipynb #c015
@@ -148,20 +137,9 @@ def _without(states, known) -> np.ndarray: # the rows of states that are not amo
     seen = {state.tobytes() for state in known}
     return states[[state.tobytes() not in seen for state in states]]
 
-def _descend_within_limit(first:FirstOrder, states, table, space:SearchSpace) -> tuple: # prediction, end
-    "Descend until the end keeps the limit, at most three times."
-    limit = first.objective.cost_settings["limit"]*first.objective.original["perplexity"]
-    for _ in range(3):
-        cost = fit_residuals(first, states, table)
-        end = descend(cost, states[cost(states).argmin()], space)
-        if end.tobytes() in first.read or any((end == state).all() for state in states): break
-        perplexity, = first.objective.evaluator.read_perplexity(first.objective.widen(end[None]))
-        first.read[end.tobytes()] = perplexity
-        if perplexity <= limit: break
-    return cost, end
-
-def _next_states(cost, end, states, space:SearchSpace, n:int) -> np.ndarray: # bool, shape (n, units)
+def _next_states(cost, states, space:SearchSpace, n:int) -> np.ndarray: # bool, shape (n, units)
     "Choose the states to measure next."
+    end = descend(cost, states[cost(states).argmin()], space)
     near = _without(np.vstack([end[None], flips(end, space), exchanges(end)]), states)
     return near[cost(near).argsort(kind="stable")[:n]]
 
@@ -178,7 +156,7 @@ def gradient_search(
     objective:Objective,
     space:SearchSpace,   # over the free units
     *,
-    budget:int,          # states that may be measured; gradients and readings count as their prices
+    budget:int,          # states that may be measured; a gradient counts as `GRADIENT_PRICE`
     n_candidates:int=20, # states to return, at most
     rounds:int|None=None, # gradients, at most; None: as many as the budget allows
     seed:int=0,          # unused: the search has no random part
@@ -187,14 +165,13 @@ def gradient_search(
     check_gradients(objective)
     evaluator, states = objective.evaluator, np.zeros((1, space.n), bool)
     first, table = FirstOrder(objective, [], evaluator.head_prices()), objective.measure(states)
-    left = lambda: budget - len(states) - GRADIENT_PRICE*len(first.effects) - READING_PRICE*len(first.read)
+    left = lambda: budget - len(states) - GRADIENT_PRICE*len(first.effects)
     cost = lambda states: np.zeros(len(states)) # nothing is known yet
-    while left() >= GRADIENT_PRICE + 2 and len(first.effects) < (rounds or np.inf):
+    while left() > GRADIENT_PRICE and len(first.effects) < (rounds or np.inf):
         at = _without(states[cost(states).argsort(kind="stable")], [e.state[objective.free] for e in first.effects])
         if not len(at): break
         first.effects.append(evaluator.head_effects(objective.widen(at[:1])[0]))
-        cost, end = _descend_within_limit(first, states, table, space)
-        new = _next_states(cost, end, states, space, min(3, int(left())))
+        new = _next_states(fit_residuals(first, states, table), states, space, min(3, left()))
         if not len(new): break
         states, table = np.vstack([states, new]), pd.concat([table, objective.measure(new)], ignore_index=True)
         cost = fit_residuals(first, states, table)

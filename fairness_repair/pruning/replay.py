@@ -35,8 +35,6 @@ class TableEvaluator:
         self.head_effects, self.head_prices = model.head_effects, model.head_prices
         self.gate_gradient = model.gate_gradient
 
-    def read_perplexity(self, states) -> np.ndarray: return self(states)["perplexity"].to_numpy()
-
     def __call__(self, states) -> pd.DataFrame: # bias, perplexity
         at = states_to_ints(states)
         return pd.DataFrame(dict(bias=self.bias[at], perplexity=self.perplexity[at]))
@@ -87,10 +85,6 @@ class NoisyGradients(NoisyEvaluator):
         prices = self.evaluator.head_prices()
         self.gradient_states += round(READING_PRICE*len(prices))
         return prices
-
-    def read_perplexity(self, states) -> np.ndarray:
-        self.gradient_states += READING_PRICE*len(states)
-        return self.evaluator.read_perplexity(states)
 
     def gate_gradient(self, gates) -> GateGradient:
         self.gradient_states += GATE_PRICE
