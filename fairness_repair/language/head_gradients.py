@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from .control_variates import ControlledToxicity, draw_continuations, score_steps
 from .generation import (
     distinct_rows, forward_accepts, length_batches, make_cache, pad_prompts, read_batch, split_on_oom)
-from .heads import attention_output_projections, heads_dropped, temporary_hooks
+from .heads import attention_output_projections, temporary_hooks
 from .model_metrics import NextTokenToxicity, TextPerplexity
 from .models import LM
 from .tokenization import prompt_ids
