@@ -11,7 +11,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 
 from ..language.evaluator import Evaluator
-from ..language.head_gradients import heads_gated
+from ..language.head_gradients import as_gates, heads_gated
 from ..language.likelihood import window_nll
 from .attention_pruning import Objective
 from .gradient_search import check_gradients, with_gradients
@@ -34,7 +34,7 @@ def gate_gradient(self:Evaluator,
     metric, text = with_gradients(self.toxicity), self.text
     rows, groups = metric.gradients(self.lm, gates), np.unique(metric.groups)
     by_group = lambda values: np.stack([values[metric.groups == group].mean(0) for group in groups])
-    with heads_gated(self.lm.model, gates):
+    with heads_gated(self.lm.model, as_gates(self.lm, gates)):
         nll = window_nll(self.lm, text.windows).sum()
     tokens = text.scored.sum()
     return GateGradient(by_group(rows.scores), by_group(rows.direct), float(nll/tokens),
