@@ -51,10 +51,10 @@ def gate_slopes(
     "Compute how the cost changes with each gate."
     distances, before = (at.means - at.means.mean() for at in (found, start))
     slopes = found.mean_slopes - found.mean_slopes.mean(0)
-    root = np.linalg.norm(distances) + 1e-12
+    disparity = np.linalg.norm(distances) + 1e-12
     ratio = np.exp(found.log_perplexity - start.log_perplexity)
     weight = 1 - epsilon + PERPLEXITY_PENALTY*(ratio > limit)
-    return epsilon*(distances @ slopes)/root/np.linalg.norm(before) + weight*ratio*found.log_slopes
+    return epsilon*(distances @ slopes)/disparity/np.linalg.norm(before) + weight*ratio*found.log_slopes
 
 # %% ../../nbs/pruning/14_head_gating.ipynb #c011
 GATE_PRICE = 4 # measured states that take at least as long as one step
