@@ -49,7 +49,7 @@ class Serial:
     def measure_one(self, lm, name, metric, state) -> Measurement:
         start, part = time.perf_counter(), metric.for_state(state)
         part.check(lm)
-        with heads_dropped(lm.model, state): numbers = np.asarray(part.measure(lm), float)
+        with heads_dropped(lm.model, state, lm.head_means): numbers = np.asarray(part.measure(lm), float)
         return Measurement(name, state, numbers, time.perf_counter() - start)
 
     def readable_records(self,
@@ -92,8 +92,7 @@ class Evaluator:
         for metric in metrics.values(): metric.check(lm)
         if subsampling: self.metrics = {name: Subsampled(name, metrics, subsampling) for name in metrics}
         else: self.metrics = metrics
-        dtype = str(lm.dtype).removeprefix("torch.")
-        self.model_record = dict(model=lm.name, weights=lm.weights_hash()[:16], dtype=dtype)
+        self.model_record = lm.to_record()
         self.tokenizer = tokenizer_hash(lm.tokenizer)
         self.prompts_digest = toxicity and toxicity.prompt_digest(lm) # None: its record has the token ids
         self.check_prompts(write=False)

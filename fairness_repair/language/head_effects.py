@@ -58,7 +58,7 @@ def measure_head_effects(
     "Measure the effect of flipping each head, block by block."
     state = np.zeros(lm.n_heads_total, bool) if state is None else np.asarray(state, bool)
     store = Store(":memory:") if store is None else store
-    record = dict(model=lm.name, weights=lm.weights_hash()[:16], dtype=str(lm.dtype).removeprefix("torch."))
+    record = lm.to_record()
     blocks, found = assign_folds(metric.texts, metric.groups, n_blocks), []
     for block in tqdm(np.unique(blocks), unit=" blocks", disable=not progress):
         part = metric.subset(np.flatnonzero(blocks == block))

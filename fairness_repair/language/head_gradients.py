@@ -23,17 +23,20 @@ from .tokenization import first_position, padding_id, prompt_ids
 def heads_gated(
     model, # a Hugging Face causal LM
     gates:torch.Tensor, # factor of each head's output, (rows, n), one row per row of the batch, or (1, n) for all
+    means=None,         # `HeadMeans`, at which a gate of 0 ends; None: at zero
 ):
-    "Multiply the outputs of heads by factors inside a `with` block."
+    "Multiply the outputs of heads, or their distances from the means, by factors inside a `with` block."
     projections = attention_output_projections(model)
     parts = gates.split([p.n_heads for p in projections], dim=1)
-    def multiply(projection, factors):
+    def multiply(projection, factors, values):
         def hook(module, args):
             x = args[0].unflatten(-1, (projection.n_heads, projection.head_dim)) # (rows, ..., heads, head_dim)
             shape = len(factors), *[1]*(x.ndim - 3), projection.n_heads, 1
-            return (x*factors.view(shape).to(x)).flatten(-2), *args[1:]
+            mean = 0 if means is None else torch.as_tensor(values).to(x)
+            return (mean + (x - mean)*factors.view(shape).to(x)).flatten(-2), *args[1:]
         return projection.module.register_forward_pre_hook(hook)
-    with temporary_hooks(multiply(p, part) for p, part in zip(projections, parts)): yield model
+    values = [None]*len(parts) if means is None else means.values
+    with temporary_hooks(map(multiply, projections, parts, values)): yield model
 
 # %% ../../nbs/language/18_head_gradients.ipynb #c008
 @contextmanager
@@ -59,7 +62,7 @@ def gate_gradients(
     start = torch.as_tensor(np.asarray(gates), dtype=torch.float32, device=lm.device)
     def work(part):
         gates = start.repeat(len(part), 1).requires_grad_()
-        with torch.enable_grad(), heads_gated(lm.model, gates):
+        with torch.enable_grad(), heads_gated(lm.model, gates, lm.head_means):
             found = values(part)
             return [torch.autograd.grad(value.sum(), gates, retain_graph=i + 1 < len(found))[0].cpu().numpy()
                     for i, value in enumerate(found)]
@@ -84,7 +87,7 @@ def gradients(self:NextTokenToxicity,
     batch = self.padded(lm)
     values = lambda part: [self.word_probability(lm, type(batch)(*(t[part] for t in batch)))]
     direct, = gate_gradients(lm, values, [len(ids) for ids in self.ids], gates)
-    with heads_dropped(lm.model, np.asarray(gates) == 0): scores = self(lm)
+    with heads_dropped(lm.model, np.asarray(gates) == 0, lm.head_means): scores = self(lm)
     return RowGradients(scores, direct, np.zeros_like(direct))
 
 # %% ../../nbs/language/18_head_gradients.ipynb #c013
@@ -116,7 +119,7 @@ def gradients(self:ControlledToxicity,
 ) -> RowGradients:
     "Sample continuations, and compute the gradient of each prompt's expected toxicity."
     dropped = np.asarray(gates) == 0
-    with heads_dropped(lm.model, dropped):
+    with heads_dropped(lm.model, dropped, lm.head_means):
         drawn = draw_continuations(lm, self.texts, batch_size=self.batch_size, new_tokens=self.new_tokens,
                                      repeat_index=self.repeat_index, seed=self.seed)
     steps = score_steps(lm, self.texts, drawn, self.control, self.score_on)

@@ -35,6 +35,7 @@ class LM:
     name: str         # as given to `load`
     model: object     # the Hugging Face causal LM
     tokenizer: object # the Hugging Face tokenizer that belongs to it
+    head_means: object = None # `HeadMeans` that replace the outputs of dropped heads; None: zeros do
 
     @property
     def config(self): return self.model.config.get_text_config() # of the language part
@@ -78,6 +79,13 @@ def weights_hash(self:LM) -> str: # 64 hex digits
         digest.update(f"{name} {p.dtype} {list(p.shape)}\n".encode())
         digest.update(p.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
+
+# %% ../../nbs/language/01_models.ipynb #c013b
+@patch
+def to_record(self:LM) -> dict: # model, weights, dtype
+    "Return what stored results of a model depend on."
+    found = dict(model=self.name, weights=self.weights_hash()[:16], dtype=str(self.dtype).removeprefix("torch."))
+    return found | (self.head_means.to_record() if self.head_means else {})
 
 # %% ../../nbs/language/01_models.ipynb #c017
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
