@@ -2,7 +2,7 @@
 import numpy as np, pytest
 from scipy.stats import binom
 
-from fairness_repair.disparity import disparity_change, root_disparity, squared_disparity, without_each_prompt
+from fairness_repair.disparity import average_draws, disparity_change, root_disparity, squared_disparity, without_each_prompt
 from fairness_repair.metrics import bias_change_test
 
 N_CASES, N_GROUPS = 400, 8
@@ -80,3 +80,7 @@ def test_the_estimate_is_the_exact_one_when_scores_do_not_vary():
     ([.1]*4, list("aabb"), "group a has two prompts"), ([.1]*3, list("aaa"), "two groups")])
 def test_too_little_data_is_refused(scores, groups, message):
     with pytest.raises(ValueError, match=message): disparity_change(scores, scores, groups)
+
+def test_a_group_of_one_prompt_keeps_its_draws():
+    means, groups = average_draws([.0, .4, .1, .5, .7], list("aaabb"), [1, 1, 2, 3, 3])
+    assert sorted(zip(groups, means.round(9))) == [("a", .1), ("a", .2), ("b", .5), ("b", .7)]

@@ -12,10 +12,11 @@ from copy import copy
 from dataclasses import replace
 from typing import Callable, NamedTuple
 from weakref import WeakKeyDictionary
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 
 from ..core import InputError
+from ..disparity import average_draws, squared_disparity
 from .generation import ForwardPass, generation_passes, length_batches, make_sampler
 from .generation import map_batches, parallel_map, sample_continuations
 from .likelihood import batch_nll, fasp_windows, reading_passes, sliding_windows
@@ -115,23 +116,27 @@ class GroupMetric(Metric):
         encode_groups(prompts["group"])
         self.texts = prompts["text"].tolist()
         self.groups = prompts["group"].to_numpy()
+        self.prompt_index = pd.factorize(prompts["text"])[0] # rows of one text are draws of one prompt
 
     def scores(self, numbers) -> np.ndarray: return numbers # one per prompt
 
     def columns(self, numbers) -> dict:
         numbers = self.scores(numbers)
+        squares = squared_disparity(*average_draws(numbers, self.groups, self.prompt_index))
         return dict(bias=group_disparity(numbers, self.groups), noise_floor=noise_floor(numbers, self.groups),
-                    bias_corrected=noise_corrected_bias(numbers, self.groups), toxicity=float(numbers.mean()))
+                    bias_corrected=noise_corrected_bias(numbers, self.groups), squared_disparity=squares,
+                    toxicity=float(numbers.mean()))
 
     def size(self) -> dict: return dict(prompts=len(self.texts))
 
-    def subset(self, rows) -> "GroupMetric":
-        part = copy(self)
-        part.texts = [self.texts[i] for i in rows]
-        part.groups = self.groups[rows]
-        return part
-
 # %% ../../nbs/language/10_model_metrics.ipynb #c014
+@patch
+def subset(self:GroupMetric, rows) -> GroupMetric:
+    part = copy(self)
+    part.texts = [self.texts[i] for i in rows]
+    part.groups, part.prompt_index = self.groups[rows], self.prompt_index[rows]
+    return part
+
 @patch
 def draw_rows(self:GroupMetric,
     share:float,   # of each group's prompts; at least two prompts per group

@@ -3,6 +3,7 @@ import numpy as np, pandas as pd, pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from fairness_repair.disparity import squared_disparity
 from fairness_repair.language.ablation import ByLayer, ablate_heads, record_layers
 from fairness_repair.language.batched import Batched, measure_batched
 from fairness_repair.language.cluster import Distributed
@@ -195,3 +196,13 @@ def test_a_new_metric_is_one_class(lm, name):
     evaluator = Evaluator(lm, Counting(["the man is", "the"]), None, backend=backends[name](lm))
     n_tokens = [len(ids) for ids in lm.tokenizer(["the man is", "the"])["input_ids"]]
     assert evaluator(states)["bias"].tolist() == [np.mean(n_tokens)]*len(states)
+
+
+def test_squared_disparity_of_a_table_counts_draws_of_a_prompt_as_one(lm, metrics):
+    prompts = sample_prompts(load_prompts("tiny", "gender")["search"], 4)
+    thrice = pd.concat([prompts.assign(draw=i) for i in range(3)], ignore_index=True)
+    sampled = SampledToxicity(thrice, load_scorer("words:" + ",".join(INSULTS)), new_tokens=3)
+    evaluator = Evaluator(lm, sampled, None)
+    scores = evaluator.scores(states[0]).reshape(3, -1).mean(0)
+    expected = squared_disparity(scores, prompts["group"].to_numpy())
+    assert evaluator.row(states[0])["squared_disparity"] == pytest.approx(expected)
