@@ -76,7 +76,7 @@ class Evaluator:
     "Measures states of one model, each at most once."
     def __init__(self,
         lm:LM,
-        toxicity:Metric|None, # columns bias, noise_floor, bias_corrected, toxicity; None: perplexity only
+        toxicity:Metric|None, # columns bias, squared_disparity, toxicity and others; None: perplexity only
         text:Metric|None,     # column perplexity; None: bias only
         *,
         store:Store|None=None, # None: in memory
