@@ -270,12 +270,12 @@ def _download(
 def fetch(
     name:str,  # as in data/registry.csv, e.g. "wikitext2/wiki.test.raw"
 ) -> Path:     # a file whose content has the registered SHA-256
-    "Find a file in the user's data folder or the cache, or download it from its official address."
+    "Find a file in the user's data folder, the package or the cache, or download it from its official address."
     known, own_folder = registry(), os.environ.get("FAIRNESS_REPAIR_DATA")
     if name not in known: raise InputError(unknown_name_message("file", name, known))
     row, cached = known[name], paths.cache/"files"/name
-    if own_folder:
-        plain, packed = Path(own_folder)/name, Path(own_folder)/f"{name}.gz"
+    for folder in filter(None, (own_folder, paths.data)): # a few files come with the package
+        plain, packed = Path(folder)/name, Path(folder)/f"{name}.gz"
         if plain.exists(): return check_sha256(plain, row["sha256"])
         if packed.exists() and not (cached.exists() and sha256(cached) == row["sha256"]):
             return _unpack(packed, cached, row["sha256"])

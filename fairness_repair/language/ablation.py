@@ -135,7 +135,7 @@ def ablate_layer(
     found = np.empty((len(heads), sum(len(piece.rows) for piece, _ in recorded)))
     for piece, outputs in recorded:
         masks = np.tile(states, (piece.n_inputs, 1))
-        with heads_dropped(lm.model, masks, lm.head_means), layers_skipped(layers, outputs, layer, len(heads)):
+        with heads_dropped(lm.model, masks), layers_skipped(layers, outputs, layer, len(heads)):
             found[:, piece.rows] = piece.run(lm, len(heads)).T
     return found
 

@@ -29,7 +29,7 @@ def measure_batched(
     metric.check(lm)
     k, columns = len(states), {}
     for piece in metric.pieces(lm, rows=max(1, rows//k), tokens=max(1, tokens//k)):
-        with heads_dropped(lm.model, np.tile(states, (piece.n_inputs, 1)), lm.head_means): found = piece.run(lm, k)
+        with heads_dropped(lm.model, np.tile(states, (piece.n_inputs, 1))): found = piece.run(lm, k)
         columns |= dict(zip(piece.rows.tolist(), found))
     return np.stack([columns[i] for i in sorted(columns)], 1)
 

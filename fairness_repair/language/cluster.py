@@ -8,7 +8,6 @@ __all__ = ['Job', 'split_tasks', 'Replica', 'connect', 'Team', 'Distributed', 'd
 # %% ../../nbs/language/15_cluster.ipynb #c002
 import os
 from collections import Counter, deque
-from dataclasses import replace
 from importlib.util import find_spec
 from typing import NamedTuple
 import numpy as np, torch
@@ -51,7 +50,8 @@ class Replica:
         "Load the model, once."
         if self.lm is None:
             torch.set_num_threads(self.cpus)
-            self.lm = replace(load(**self.model), head_means=self.head_means)
+            self.lm = load(**self.model)
+            if self.head_means: self.lm.model.head_means = self.head_means
             if (found := self.lm.weights_hash()) != self.weights_hash:
                 raise InputError(
                     f"model {self.model['name']!r} has weights {found[:8]}... on a worker and "

@@ -49,7 +49,7 @@ class Serial:
     def measure_one(self, lm, name, metric, state) -> Measurement:
         start, part = time.perf_counter(), metric.for_state(state)
         part.check(lm)
-        with heads_dropped(lm.model, state, lm.head_means): numbers = np.asarray(part.measure(lm), float)
+        with heads_dropped(lm.model, state): numbers = np.asarray(part.measure(lm), float)
         return Measurement(name, state, numbers, time.perf_counter() - start)
 
     def readable_records(self,

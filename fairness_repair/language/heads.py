@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['head_pairs', 'heads_to_mask', 'mask_to_heads', 'values_by_layer', 'check_mask', 'replace_slices', 'temporary_hooks',
-           'masks_of', 'means_by_layer', 'heads_dropped', 'add_to_bias', 'prune', 'save_checkpoint', 'save_pruned']
+           'masks_of', 'means_of', 'heads_dropped', 'add_to_bias', 'prune', 'save_checkpoint', 'save_pruned']
 
 # %% ../../nbs/language/02_heads.ipynb #c002
 import json
 from contextlib import ExitStack, contextmanager
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -119,23 +120,21 @@ def masks_of(
     mask = check_mask(drop_mask, n_layers, heads_per_layer(projections, n_layers))
     return [(p, mask[..., p.positions]) for p in projections]
 
-def means_by_layer(
-    means, # `HeadMeans`; None: zero ablation
-    parts, # from `masks_of`
-) -> list: # float arrays (n_heads, head_dim), or None for each layer
-    "List the means of each layer's heads."
-    return [None]*len(parts) if means is None else means.values
+def means_of(
+    model:nn.Module, # a Hugging Face causal LM
+):                   # iterable, for each layer with attention: (n_heads, head_dim), or None for zero ablation
+    "List the mean outputs that a model's dropped heads keep."
+    means = getattr(model, "head_means", None)
+    return repeat(None) if means is None else means.values
 
 @contextmanager
 def heads_dropped(
     model:nn.Module, # a Hugging Face causal LM
     drop_mask,       # True = dropped: (n,), (n_layers, n_heads), or (rows, n), one mask per row of the batch
-    means=None,      # `HeadMeans` for mean ablation, as in `LM.head_means`; None: zero ablation
 ):                   # yields the model
     "Drop heads inside a `with` block; afterwards, also after an error, the model is unchanged."
-    parts = masks_of(model, drop_mask)
-    handles = (p.module.register_forward_pre_hook(replace_slices(p, mask, values))
-               for (p, mask), values in zip(parts, means_by_layer(means, parts)) if mask.any())
+    handles = (p.module.register_forward_pre_hook(replace_slices(p, mask, means))
+               for (p, mask), means in zip(masks_of(model, drop_mask), means_of(model)) if mask.any())
     with temporary_hooks(handles): yield model
 
 # %% ../../nbs/language/02_heads.ipynb #c045
@@ -155,14 +154,13 @@ def add_to_bias(
 def prune(
     model:nn.Module, # a Hugging Face causal LM, changed in place
     drop_mask,       # True = dropped, (n,) or (n_layers, n_heads)
-    means=None,      # `HeadMeans` for mean ablation; None: zero ablation
 ):
     "Zero the part of each output projection that reads a dropped head, and add its mean to the bias."
     parts = masks_of(model, drop_mask)
     if parts[0][1].ndim == 2: raise InputError(f"prune takes one drop mask, not {len(parts[0][1])}")
     with torch.no_grad():
-        for (projection, mask), values in zip(parts, means_by_layer(means, parts)):
-            if means is not None and mask.any(): add_to_bias(projection, mask, values)
+        for (projection, mask), means in zip(parts, means_of(model)):
+            if means is not None and mask.any(): add_to_bias(projection, mask, means)
             projection.weight_by_head()[torch.as_tensor(mask)] = 0
 
 # %% ../../nbs/language/02_heads.ipynb #c046b
@@ -193,7 +191,7 @@ def save_pruned(
     before = [x.detach().clone() for x in parameters]
     (folder/"state.json").unlink(missing_ok=True) # written last: a folder with this file is complete
     try:
-        prune(lm.model, drop_mask, lm.head_means)
+        prune(lm.model, drop_mask)
         save_checkpoint(lm, folder)
     finally:
         with torch.no_grad():

@@ -8,7 +8,7 @@ __all__ = ['HeadMeans', 'mean_head_outputs', 'with_mean_ablation', 'output_bias_
 
 # %% ../../nbs/language/20_mean_ablation.ipynb #c002
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 import numpy as np, pandas as pd, torch, transformers
 from fastcore.basics import patch
@@ -65,9 +65,11 @@ def with_means(self:LM,
 ) -> LM: # which shares the weights
     "Copy a model whose dropped heads keep their means."
     found, wanted = [v.shape for v in means.values], [(p.n_heads, p.head_dim) for p in self.projections]
-    if found != wanted: raise InputError(f"the means are of heads {found}, but {self.name} has {wanted}: "
-                                         "compute them with this model")
-    return replace(self, head_means=means)
+    if found != wanted:
+        raise InputError(f"the means are of heads {found}, but {self.name} has {wanted}: compute them with this model")
+    model = copy(self.model) # with the same layers and weights
+    model.head_means = means
+    return replace(self, model=model)
 
 def with_mean_ablation(
     lm:LM,

@@ -35,7 +35,6 @@ class LM:
     name: str         # as given to `load`
     model: object     # the Hugging Face causal LM
     tokenizer: object # the Hugging Face tokenizer that belongs to it
-    head_means: object = None # `HeadMeans` that replace the outputs of dropped heads; None: zeros do
 
     @property
     def config(self): return self.model.config.get_text_config() # of the language part
@@ -47,6 +46,8 @@ class LM:
     def n_heads(self): return heads_per_layer(self.projections, self.n_layers) # an int, or a tuple: one per layer
     @property
     def n_heads_total(self) -> int: return self.projections[-1].positions.stop # length of a drop mask
+    @property
+    def head_means(self): return getattr(self.model, "head_means", None) # `HeadMeans`; None: zero ablation
 
 # %% ../../nbs/language/01_models.ipynb #c006
 @patch(as_prop=True)

@@ -122,7 +122,7 @@ def tokens_masked(lm, heads, text):
     for layer, head in heads: drop_mask[layer, head] = True
     ids = lm.tokenizer(text, return_tensors="pt")["input_ids"]
     options = dict(attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)
-    with heads_dropped(lm.model, drop_mask, lm.head_means): return lm.model.generate(ids, **options).tolist()
+    with heads_dropped(lm.model, drop_mask): return lm.model.generate(ids, **options).tolist()
 
 
 def test_saved_model_says_what_the_masked_one_says(undisturbed, tmp_path):
