@@ -53,10 +53,9 @@ class Replica:
             self.lm = load(**self.model)
             if self.head_means: self.lm.model.head_means = self.head_means
             if (found := self.lm.weights_hash()) != self.weights_hash:
-                raise InputError(
-                    f"model {self.model['name']!r} has weights {found[:8]}... on a worker and "
-                    f"{self.weights_hash[:8]}... on the driver: save the driver's model to a folder "
-                    f"that all workers read, and name that folder")
+                raise InputError(f"model {self.model['name']!r} has weights {found[:8]}... on a worker and "
+                                 f"{self.weights_hash[:8]}... on the driver: save the driver's model to a folder "
+                                 "that all workers read, and name that folder")
         return os.getpid()
 
 # %% ../../nbs/language/15_cluster.ipynb #c011
