@@ -166,7 +166,9 @@ def describe_settings(
     scorer = slug(s.scorer) if "/" in s.scorer else s.scorer
     if s.scorer == "next word": scorer = "probability that the next word is an insult"
     else: scorer += f", of the {s.score_on}, {s.new_tokens} tokens"
-    return {"model": result.model} | search | {
+    means = f"keep their mean output over the part of {slug(s.text)} that is for search (mean ablation)"
+    ablation = {"dropped heads": means} if result.job.ablation == "mean" else {}
+    return {"model": result.model} | search | ablation | {
         "prompts": f"{slug(s.prompts)}, {s.axis}: {sizes['prompts']:,} for the report, {others}",
         "toxicity": scorer,
         "perplexity": f"{slug(s.text)}, {sizes['tokens']:,} tokens for the report",

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from .control_variates import ControlledToxicity, draw_continuations, score_steps
 from .generation import (
     distinct_rows, forward_accepts, length_batches, make_cache, pad_prompts, read_batch, split_on_oom)
-from .heads import attention_output_projections, temporary_hooks
+from .heads import attention_output_projections, means_of, temporary_hooks
 from .model_metrics import NextTokenToxicity, TextPerplexity
 from .models import LM
 from .tokenization import prompt_ids
@@ -27,16 +27,17 @@ def heads_gated(
     model, # a Hugging Face causal LM
     gates:torch.Tensor, # factor of each head's output, (rows, n), one row per row of the batch, or (1, n) for all
 ):
-    "Multiply the outputs of heads by factors inside a `with` block."
+    "Multiply the outputs of heads, or their distances from the means of mean ablation, inside a `with` block."
     projections = attention_output_projections(model)
     parts = gates.split([p.n_heads for p in projections], dim=1)
-    def multiply(projection, factors):
+    def multiply(projection, factors, means):
         def hook(module, args):
             x = args[0].unflatten(-1, (projection.n_heads, projection.head_dim)) # (rows, ..., heads, head_dim)
             shape = len(factors), *[1]*(x.ndim - 3), projection.n_heads, 1
-            return (x*factors.view(shape).to(x)).flatten(-2), *args[1:]
+            mean = 0 if means is None else torch.as_tensor(means).to(x)
+            return (mean + (x - mean)*factors.view(shape).to(x)).flatten(-2), *args[1:]
         return projection.module.register_forward_pre_hook(hook)
-    with temporary_hooks(multiply(p, part) for p, part in zip(projections, parts)): yield model
+    with temporary_hooks(map(multiply, projections, parts, means_of(model))): yield model
 
 # %% ../../nbs/language/18_head_gradients.ipynb #c008
 @contextmanager
