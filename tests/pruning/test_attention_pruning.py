@@ -160,7 +160,7 @@ def test_settings_are_recorded_under_their_first_names():
              "search_tokens selection_tokens report_tokens epsilon limit protect least most budget keep "
              "seeds eta").split()
     assert list(ExperimentConfig().to_record()) == names
-    stored = {name: value for name, value in asdict(ExperimentConfig()).items() if name != "label"} # only if given
+    stored = {name: value for name, value in asdict(ExperimentConfig()).items() if name not in ("label", "measure")} # only if given
     assert list(ExperimentConfig().to_record().values()) == list(stored.values())
     assert ExperimentConfig(label="toxic").to_record()["label"] == "toxic"
 
