@@ -48,11 +48,12 @@ def draw_continuations(
     batch_size:int=128, # prompts per batch, at most
     **kwargs, # new_tokens, repeat_index, seed, top_k, temperature: as for `make_sampler`
 ) -> Continuations:
-    "Sample one continuation for each prompt, and keep what else could have been drawn."
-    sampler = make_sampler(lm, texts, **kwargs)
-    work = lambda part: draw_batch(sampler, part)
-    parts, batches = zip(*map_batches(work, sampler.lengths, lm, batch_size=batch_size))
-    order = np.argsort(np.concatenate(parts))
+    "Sample one continuation for each prompt; a prompt with several rows is read once per batch."
+    sampler = make_sampler(lm, texts, read_once=True, **kwargs)
+    side_by_side = np.array(sorted(range(len(texts)), key=sampler.rows.__getitem__))
+    work = lambda part: draw_batch(sampler, side_by_side[part])
+    parts, batches = zip(*map_batches(work, sampler.lengths[side_by_side], lm, batch_size=batch_size))
+    order = np.argsort(side_by_side[np.concatenate(parts)])
     return Continuations(*(np.concatenate(arrays)[order] for arrays in zip(*batches)))
 
 # %% ../../nbs/language/17_control_variates.ipynb #c010

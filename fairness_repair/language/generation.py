@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SMALL_MODEL', 'prompt_seed', 'splitmix64', 'gumbel_noise', 'kept_tokens', 'sample_token', 'length_batches',
            'LeftPadded', 'pad_left', 'is_latency_bound', 'parallel_map', 'forward_accepts', 'row_bytes', 'free_memory',
-           'max_rows', 'split_on_oom', 'map_batches', 'continue_batch', 'Sampler', 'make_sampler',
-           'sample_continuations', 'generate', 'ForwardPass', 'generation_passes']
+           'max_rows', 'split_on_oom', 'map_batches', 'pad_prompts', 'make_cache', 'read_batch', 'continue_batch',
+           'distinct_rows', 'Sampler', 'make_sampler', 'sample_continuations', 'generate', 'ForwardPass',
+           'generation_passes']
 
 # %% ../../nbs/language/08_generation.ipynb #c002
 import hashlib, inspect
@@ -97,6 +98,7 @@ def length_batches(
     order = np.argsort(lengths, kind="stable")
     return [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
 
+# %% ../../nbs/language/08_generation.ipynb #c018b
 class LeftPadded(NamedTuple):
     "A padded batch; all three have shape (rows, longest)."
     ids: torch.Tensor       # token ids
@@ -213,17 +215,33 @@ def map_batches(
     return [done for part in parallel_map(lambda part: split_on_oom(work, part), parts, lm) for done in part]
 
 # %% ../../nbs/language/08_generation.ipynb #c034
-def _read(
+def pad_prompts(
+    lm:LM,
+    rows, # lists of token ids
+) -> LeftPadded: # on the model's device
+    "Pad rows as a model expects it."
+    return LeftPadded(*(t.to(lm.device) for t in pad_left(rows, padding_id(lm), first_position(lm.model))))
+
+# %% ../../nbs/language/08_generation.ipynb #c034c
+def make_cache(
+    lm:LM,
+): # of keys and values, empty; None: the model has none
+    "Make a cache for one batch."
+    has_cache = forward_accepts(lm.model, "past_key_values") and lm.config.model_type not in NO_CACHE_FAMILIES
+    return transformers.DynamicCache(config=lm.model.config) if has_cache else None
+
+def read_batch(
     model,         # a Hugging Face causal LM
     padded,        # `LeftPadded`
-    cache,         # of keys and values; None: the model has none
+    cache,         # from `make_cache`
 ): # next-token logits, shape (rows, vocabulary)
-    "Run one forward pass."
+    "Read a batch, and return the logits of the next tokens."
     options = dict(logits_to_keep=1) if forward_accepts(model, "logits_to_keep") else {}
     if cache is not None: options |= dict(past_key_values=cache, use_cache=True)
     if forward_accepts(model, "position_ids"): options["position_ids"] = padded.positions
     return model(input_ids=padded.ids, attention_mask=padded.mask, **options).logits[:, -1]
 
+# %% ../../nbs/language/08_generation.ipynb #c034e
 def _append(
     padded:LeftPadded,
     new_ids,         # one token id per row
@@ -240,33 +258,43 @@ def _append(
 def continue_batch(
     lm:LM,
     rows,  # lists of token ids
-    seeds, # from `prompt_seed`, int64, shape (rows*copies,), the copies of a row side by side
+    seeds, # from `prompt_seed`, int64, one per continuation
     new_tokens:int, # at most
     *,
+    owners=None, # number of the row that each continuation continues; None: each row in turn, all equally often
     stops=(), # token ids that end a continuation, which is then filled with the first of them
     **kwargs, # for `sample_token`
-) -> torch.Tensor: # new token ids, -1 after logits that are not finite, shape (rows*copies, steps);
+) -> torch.Tensor: # new token ids, -1 after logits that are not finite, shape (continuations, steps);
     # steps = new_tokens unless all have ended
-    "Continue the prompts of one batch, each with as many copies as it has seeds."
-    has_cache = forward_accepts(lm.model, "past_key_values") and lm.config.model_type not in NO_CACHE_FAMILIES
-    cache = transformers.DynamicCache(config=lm.model.config) if has_cache else None
-    padded = LeftPadded(*(t.to(lm.device) for t in pad_left(rows, padding_id(lm), first_position(lm.model))))
-    copies, stop_ids = len(seeds)//len(rows), torch.tensor(stops, dtype=torch.int64, device=lm.device)
+    "Continue the prompts of one batch, some of them several times."
+    cache = make_cache(lm)
+    padded = pad_prompts(lm, rows)
+    stop_ids = torch.tensor(stops, dtype=torch.int64, device=lm.device)
+    if owners is None: owners = torch.arange(len(rows)).repeat_interleave(len(seeds)//len(rows))
     ended, sampled = torch.zeros(len(seeds), dtype=torch.bool, device=lm.device), []
     for step in range(new_tokens):
-        logits = _read(lm.model, padded, cache)
-        if step == 0 and copies > 1:
-            logits, *padded = (t.repeat_interleave(copies, 0) for t in (logits, *padded))
+        logits = read_batch(lm.model, padded, cache)
+        if step == 0 and len(seeds) > len(rows):
+            logits, *padded = (t[owners.to(lm.device)] for t in (logits, *padded))
             padded = LeftPadded(*padded)
-            if has_cache: cache.batch_repeat_interleave(copies)
+            if cache is not None: cache.reorder_cache(owners)
         new_ids = sample_token(logits, seeds, step, **kwargs)
         if len(stops):
             new_ids = torch.where(ended, stop_ids[0], new_ids)
             ended = ended | torch.isin(new_ids, stop_ids)
         sampled.append(new_ids)
         if len(stops) and ended.all(): break
-        padded = _append(padded, new_ids.clamp(min=0), has_cache)
+        padded = _append(padded, new_ids.clamp(min=0), cache is not None)
     return torch.stack(sampled, 1).cpu()
+
+# %% ../../nbs/language/08_generation.ipynb #c035b
+def distinct_rows(
+    rows, # lists of token ids
+) -> tuple: # the distinct rows, and the number of each row's own one among them
+    "Find rows that are the same."
+    numbers = {}
+    owners = [numbers.setdefault(tuple(row), len(numbers)) for row in rows]
+    return [list(row) for row in numbers], torch.tensor(owners)
 
 # %% ../../nbs/language/08_generation.ipynb #c036
 class Sampler(NamedTuple):
@@ -285,6 +313,7 @@ def make_sampler(
     seed:int=0,           # of the noise
     top_k:int=50,         # number of most probable tokens to sample from
     temperature:float=1., # divides the logits
+    read_once:bool=False, # whether rows of a batch with the same prompt share one reading of it
 ) -> Sampler:
     "Tokenize prompts and prepare their noise."
     for name, value in dict(new_tokens=new_tokens, top_k=top_k, temperature=temperature).items():
@@ -297,8 +326,9 @@ def make_sampler(
     forbidden = [i for i in {lm.tokenizer.eos_token_id, lm.tokenizer.pad_token_id} if i is not None]
     options = dict(top_k=top_k, temperature=temperature, forbidden=forbidden)
     def sample(part, **watch): # watch: as in `sample_token`
-        some = [rows[i] for i in part]
-        return continue_batch(lm, some, seeds[part].to(lm.device), new_tokens, **options, **watch)
+        some, owners = [rows[i] for i in part], None
+        if read_once: some, owners = distinct_rows(some)
+        return continue_batch(lm, some, seeds[part].to(lm.device), new_tokens, owners=owners, **options, **watch)
     return Sampler(rows, lengths, sample)
 
 # %% ../../nbs/language/08_generation.ipynb #c039
@@ -318,6 +348,7 @@ def sample_continuations(
         for i, text in zip(part, found): texts_of[i] = text
     return texts_of
 
+# %% ../../nbs/language/08_generation.ipynb #c039b
 @delegates(sample_continuations)
 def generate(
     lm:LM,    # the model, possibly with heads dropped around this call, one drop mask for all prompts

@@ -12,6 +12,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from tqdm import tqdm
 
+from ..core import InputError
 from .control_variates import assign_folds
 from .head_gradients import RowGradients # the module gives metrics their gradients
 from .model_metrics import GroupMetric
@@ -32,18 +33,19 @@ class HeadEffects:
     def effects(self,
         indirect_weight:float=0., # 0: direct effects only; 1: unbiased to first order, but with more noise
     ) -> np.ndarray: # shape (blocks, groups, n)
-        return self.direct + indirect_weight*self.indirect
+        return self.direct + indirect_weight*self.indirect if indirect_weight else self.direct
 
 # %% ../../nbs/language/19_head_effects.ipynb #c006
 def _block_means(
     metric:GroupMetric,
     lm:LM,
     state, # bool, shape (n,)
-) -> np.ndarray: # shape (groups, 1 + 2 n): score, direct and indirect effects
+    indirect:bool,
+) -> np.ndarray: # shape (groups, 1 + n or 1 + 2 n): score, direct and, if wanted, indirect effects
     "Measure one block."
     gates, sign = 1. - state, np.where(state, 1, -1)
-    found:RowGradients = metric.gradients(lm, gates)
-    rows = np.column_stack([found.scores, sign*found.direct, sign*found.indirect])
+    found:RowGradients = metric.gradients(lm, gates, indirect=indirect)
+    rows = np.column_stack([found.scores, sign*found.direct, *([sign*found.indirect] if indirect else [])])
     return np.stack([rows[metric.groups == group].mean(0) for group in np.unique(metric.groups)])
 
 def measure_head_effects(
@@ -51,7 +53,8 @@ def measure_head_effects(
     metric:GroupMetric, # `NextTokenToxicity` or `ControlledToxicity`
     state=None,         # drop mask at which the gradient is taken; None: no head is dropped
     *,
-    n_blocks:int=16,    # fewer where a group has fewer distinct prompts
+    n_blocks:int=16,    # at most; as many as a group has distinct prompts
+    indirect:bool=False, # also measure the indirect effects, at twice the price; else they are NaN
     store:Store|None=None, # keeps each block; None: in memory
     progress:bool=False,   # show a bar
 ) -> HeadEffects:
@@ -59,19 +62,24 @@ def measure_head_effects(
     state = np.zeros(lm.n_heads_total, bool) if state is None else np.asarray(state, bool)
     store = Store(":memory:") if store is None else store
     record = dict(model=lm.name, weights=lm.weights_hash()[:16], dtype=str(lm.dtype).removeprefix("torch."))
-    blocks, found = assign_folds(metric.texts, metric.groups, n_blocks), []
+    distinct = pd.Series(metric.texts).groupby(metric.groups).nunique()
+    if (fewest := distinct.min()) < 2:
+        raise InputError(f"group {distinct.idxmin()} has one distinct prompt: head effects need two or more")
+    blocks, found = assign_folds(metric.texts, metric.groups, min(n_blocks, fewest)), []
+    groups = np.unique(metric.groups).tolist()
     for block in tqdm(np.unique(blocks), unit=" blocks", disable=not progress):
         part = metric.subset(np.flatnonzero(blocks == block))
-        question = record | dict(probe="head effects", of=part.to_record())
+        question = record | dict(probe="head effects", of=part.to_record()) | ({} if indirect else dict(parts="direct"))
         numbers = store.get(question, state_to_hex(state))
         if numbers is None:
             start = time.perf_counter()
-            numbers = _block_means(part, lm, state).ravel()
+            numbers = _block_means(part, lm, state, indirect).ravel()
             store.put(question, state_to_hex(state), numbers, time.perf_counter() - start)
-        found.append(numbers.reshape(-1, 1 + 2*lm.n_heads_total))
+        found.append(numbers.reshape(len(groups), -1))
     means, n = np.stack(found), lm.n_heads_total
-    groups = np.unique(metric.groups).tolist()
-    return HeadEffects(groups, state, means[..., 0], means[..., 1:n + 1], means[..., n + 1:])
+    direct = means[..., 1:n + 1]
+    rest = means[..., n + 1:] if indirect else np.full_like(direct, np.nan)
+    return HeadEffects(groups, state, means[..., 0], direct, rest)
 
 # %% ../../nbs/language/19_head_effects.ipynb #c009
 def _from_mean(values, axis=1) -> np.ndarray: return values - values.mean(axis, keepdims=True)

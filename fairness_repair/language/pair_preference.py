@@ -196,7 +196,7 @@ def gradients(self:PairPreference,
     lm:LM,
     gates, # factor of each head, shape (n,)
     *,
-    indirect:bool=False, # has no effect
+    indirect:bool=True, # without effect: nothing is indirect
 ) -> RowGradients: # nothing is indirect
     "Compute the gradient of each sentence's log-likelihood."
     direct = -window_gradients(lm, self.windows, gates, batch_size=32)

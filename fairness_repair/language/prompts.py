@@ -6,7 +6,7 @@
 __all__ = ['NO_DESCRIPTOR', 'AXIS_ALIASES', 'HOLISTIC_BIAS_VERSIONS', 'PROMPT_COLUMNS', 'SPLIT_FOLDS', 'HOLISTIC_BIAS', 'article',
            'attach_nouns', 'fill_phrase', 'fill_templates', 'list_entries', 'resolve_axis', 'make_sentences',
            'holistic_bias', 'read_rows', 'check_cells', 'check_prompt_groups', 'read_prompts', 'split_prompts',
-           'sample_prompts', 'read_source', 'load_prompts']
+           'sample_prompts', 'repeat_prompts', 'read_source', 'load_prompts']
 
 # %% ../../nbs/language/04_prompts.ipynb #c002
 import csv, json, os
@@ -227,6 +227,15 @@ def sample_prompts(
     picked = [rows.iloc[np.resize(r.permutation(len(rows)), n_per_group)] for rows, r in zip(groups, rngs)]
     sample = pd.concat(picked, ignore_index=True)[PROMPT_COLUMNS]
     return sample.assign(draw=sample.groupby(PROMPT_COLUMNS).cumcount())
+
+# %% ../../nbs/language/04_prompts.ipynb #c051b
+def repeat_prompts(
+    prompts:pd.DataFrame, # from `sample_prompts`
+    n_draws:int,          # continuations of each row
+) -> pd.DataFrame:        # likewise, the draws of a row side by side
+    "Repeat each prompt, so that it gets several continuations."
+    repeated = prompts.loc[prompts.index.repeat(n_draws)].reset_index(drop=True)
+    return repeated.assign(draw=n_draws*repeated["draw"] + np.tile(np.arange(n_draws), len(prompts)))
 
 # %% ../../nbs/language/04_prompts.ipynb #c053
 HOLISTIC_BIAS = {f"holistic-bias-{version}": version for version in HOLISTIC_BIAS_VERSIONS} # name -> version

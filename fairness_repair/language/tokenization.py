@@ -111,7 +111,10 @@ def decode_continuations(
     new_ids = [[int(i) for i in new] for new in new_ids]
     given = [i for i, new in enumerate(new_ids) if min(new, default=0) >= 0]
     decode = lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []
-    prompts, wholes = decode([rows[i] for i in given]), decode([[*rows[i], *new_ids[i]] for i in given])
-    texts = [None]*len(new_ids)
-    for i, prompt, whole in zip(given, prompts, wholes): texts[i] = whole[len(commonprefix([prompt, whole])):]
+    distinct = list(dict.fromkeys(tuple(rows[i]) for i in given)) # a prompt may have many continuations
+    prompts = dict(zip(distinct, decode(distinct)))
+    texts, wholes = [None]*len(new_ids), decode([[*rows[i], *new_ids[i]] for i in given])
+    for i, whole in zip(given, wholes):
+        prompt = prompts[tuple(rows[i])]
+        texts[i] = whole[len(prompt) if whole.startswith(prompt) else len(commonprefix([prompt, whole])):]
     return texts

@@ -14,7 +14,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from fairness_repair.core import InputError, paths
 from fairness_repair.language.ablation import ablate_layer, can_skip_layers, record_layers
 from fairness_repair.language.attention import attention_output_projections, find_attention, find_layers
+from fairness_repair.language import head_gradients
+from fairness_repair.language.control_variates import Continuations
 from fairness_repair.language.generation import continue_batch, map_batches
+from fairness_repair.language.head_gradients import can_share_prompts
 from fairness_repair.language.heads import heads_dropped, prune
 from fairness_repair.language.model_metrics import TextPerplexity
 from fairness_repair.language.models import LM, check_config
@@ -140,6 +143,20 @@ def test_generation_with_cache_and_padding(lm):
             for i, more, steps in zip(part, new, found):
                 with torch.no_grad(): plain = lm.model(torch.tensor([prompts[i] + more])).logits[0]
                 assert not differ(steps, plain[len(prompts[i]) - 1:-1])
+
+def test_one_reading_of_a_prompt_for_several_continuations(lm):
+    "Log-probabilities of kept tokens, with the prompt read once, against whole rows."
+    if not can_share_prompts(lm): return
+    prompts, owners, rng = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14]], torch.tensor([0, 1, 0]), np.random.default_rng(0)
+    kept = rng.integers(3, V, size=(3, 4, 5))
+    drawn, gates = Continuations(kept[..., 0], kept, None), torch.rand(2, lm.n_heads_total)
+    with torch.no_grad():
+        shared = head_gradients.step_log_probabilities(lm, prompts, drawn, owners, gates)
+        for i, row in enumerate(owners):
+            alone = Continuations(kept[[i], :, 0], kept[[i]], None)
+            whole = head_gradients._read_whole(lm, [prompts[row]], torch.tensor(alone.tokens), torch.zeros(1, dtype=int),
+                                               gates[row][None])
+            assert not differ(shared[i], whole.gather(2, torch.tensor(alone.kept)).float().log_softmax(-1)[0])
 
 def test_ablation_by_layer(lm):
     "Each head of the last layer by layer, where that shortcut is taken."

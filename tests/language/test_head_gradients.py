@@ -4,6 +4,7 @@ import numpy as np, pytest, torch
 
 from fairness_repair.language.control_variates import (
     Continuations, ControlledToxicity, assign_folds, cross_fitted_coefficients, draw_continuations, score_steps)
+from fairness_repair.language import head_gradients
 from fairness_repair.language.batched import measure_batched
 from fairness_repair.language.head_gradients import heads_gated
 from fairness_repair.language.heads import heads_dropped
@@ -62,8 +63,11 @@ def all_continuations(lm, metric, ids):
     tokens = np.stack([ids, ids[p[:, 1].argmax(1)]], 1)
     return Continuations(tokens, np.broadcast_to(ids, p.shape), p)
 
-def test_the_gradient_equals_that_of_the_enumerated_expectation(lm, first_tokens):
+def each_row_alone(rows): return rows, torch.arange(len(rows))
+
+def test_the_gradient_equals_that_of_the_enumerated_expectation(lm, first_tokens, monkeypatch):
     ids, p, metric = first_tokens
+    monkeypatch.setattr(head_gradients, "distinct_rows", each_row_alone) # all rows have one prompt, and weights
     gates = torch.ones(1, lm.n_heads_total, dtype=torch.float64, requires_grad=True)
     truth, = torch.autograd.grad(enumerated(lm, metric, ids, gates), gates)
     drawn = all_continuations(lm, metric, ids)
@@ -73,6 +77,21 @@ def test_the_gradient_equals_that_of_the_enumerated_expectation(lm, first_tokens
     assert np.abs(truth.numpy()).max() > 1e-3
     np.testing.assert_allclose(estimate, truth.numpy()[0], atol=2e-6) # sums in float32
     assert np.abs(p @ found.direct - truth.numpy()[0]).max() > 1e-4 # the direct part alone is biased
+
+def test_draws_that_share_a_reading_have_the_mean_of_their_gradients(lm, prompts, monkeypatch):
+    five = prompts.iloc[[0, 0, 1, 0, 2]].assign(group=[*"aabab"], draw=[0, 1, 0, 2, 0]).reset_index(drop=True)
+    metric, ones = ControlledToxicity(five, HashScorer(), new_tokens=STEPS + 1), np.ones(lm.n_heads_total)
+    shared = metric.gradients(lm, ones)
+    monkeypatch.setattr(head_gradients, "can_share_prompts", lambda lm: False)
+    whole = metric.gradients(lm, ones)
+    monkeypatch.setattr(head_gradients, "distinct_rows", each_row_alone)
+    alone, draws = metric.gradients(lm, ones), [0, 1, 3]
+    np.testing.assert_array_equal(shared.scores, alone.scores)
+    for found, again, each in zip(shared[1:], whole[1:], alone[1:]):
+        np.testing.assert_allclose(found, again, atol=1e-6) # sums in float32
+        np.testing.assert_allclose(found[[2, 4]], each[[2, 4]], atol=1e-6)
+        np.testing.assert_allclose(found[draws], np.tile(each[draws].mean(0), (3, 1)), atol=1e-6)
+    assert np.isnan(metric.gradients(lm, ones, indirect=False).indirect).all()
 
 def test_the_controlled_score_has_the_enumerated_expectation(lm, first_tokens):
     ids, p, metric = first_tokens
