@@ -156,27 +156,26 @@ def _offsets(runs): # shape (runs,), from -.08 to .08
 
 # %% ../nbs/05_plots.ipynb #c022
 def plot_transfer(
-    runs,         # DataFrame: measured_on, heads; bias, bias_ci_low, bias_ci_high, relative to the original
+    runs,         # DataFrame: measured_on, heads; original, bias, bias_ci_low, bias_ci_high
     palette:dict, # kind of heads -> colour, in the order of drawing
     *,
-    claims=None,  # DataFrame: measured_on, ratio; a paper's numbers
     ax=None,      # a new one by default
 ):
-    "Plot the remaining share of each bias."
+    "Plot each bias before (black lines) and after, in the unit of toxicity; filled where it fell significantly."
     ax, axes = ax or plt.gca(), list(dict.fromkeys(runs["measured_on"]))
     kinds = [kind for kind in palette if kind in set(runs["heads"])]
     for j, kind in enumerate(kinds):
         part = runs[runs["heads"] == kind]
         at = part["measured_on"].map(axes.index) + .24*(j - (len(kinds) - 1)/2) + _offsets(part)
         ax.vlines(at, part["bias_ci_low"], part["bias_ci_high"], color=palette[kind], alpha=.5)
-        ax.scatter(at, part["bias"], color=palette[kind], s=22, label=kind, zorder=3)
-    if claims is not None:
-        ax.scatter(claims["measured_on"].map(axes.index) + .4, claims["ratio"], s=22, facecolors="none",
-                   edgecolors="grey", label="the paper's models")
-    ax.axhline(1, color="black", lw=.8)
+        filled = np.where(part["significant"], palette[kind], "white")
+        ax.scatter(at, part["bias"], c=filled, edgecolors=palette[kind], s=26, zorder=3)
+        ax.scatter([], [], color=palette[kind], s=26, label=kind)
+    before = runs.groupby("measured_on", sort=False)["original"].first()
+    ax.hlines(before, np.arange(len(axes)) - .42, np.arange(len(axes)) + .42, color="black", lw=1.2, label="original")
+    ax.scatter([], [], c="white", edgecolors="grey", s=26, label="hollow: fall not significant")
     ax.set_xticks(range(len(axes)), [a.replace("_", " ") for a in axes])
-    top = max(1.2, min(2.5, 1.05*runs["bias_ci_high"].max()))
-    ax.set(xlabel="bias measured on", ylabel="bias / original   (down is better)", ylim=(0, top))
+    ax.set(xlabel="bias measured on", ylabel="bias, root disparity   (down is better)", ylim=(0, None))
     ax.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 

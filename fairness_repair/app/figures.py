@@ -129,15 +129,16 @@ def caption_figures(
     result:RepairResult,
 ) -> dict: # name of a figure -> text
     "Write a caption for each figure."
-    s, left = result.job.settings, " and ".join(format_number(b) for b in result.random_heads["bias"])
+    s, left = result.job.settings, " and ".join(map(format_number, result.random_heads["bias"].dropna()))
     baseline = f" Two random choices of as many heads leave {left} of the bias." if left else ""
+    searched = "Grey: every mask that the search has measured, on its own small data. "
+    if result.searched_states["bias"].isna().all(): searched = "" # too few prompts show no bias of the original
     line = "the dotted line of the same colour" if result.drop_mask.any() else "the dotted line"
     return dict(
-        change="Each measure relative to the original model, with 95 % intervals where there are any. "
-               "Noise-corrected bias leaves out what sampling adds; bias / toxicity does not fall when the "
-               "toxicity of all groups falls alike.",
-        groups=f"Mean toxicity of each group of the axis {one_line(s.axis)}. Bias is the sum of the groups' distances "
-               f"from the mean over groups: {line}.",
-        price="Grey: every mask that the search has measured, on its own small data. The chosen heads were "
-              f"measured on the report data.{baseline}",
+        change="Each measure relative to the original model, with 95 % intervals where there are any. Bias leaves "
+               "out what sampling adds, and decides the verdict; bias as published, a sum of absolute distances, "
+               "contains it. Bias / toxicity does not fall when the toxicity of all groups falls alike.",
+        groups=f"Mean toxicity of each group of the axis {one_line(s.axis)}. Bias is the root of the summed squared "
+               f"distances from the mean over groups, {line}, less what sampling adds.",
+        price=f"{searched}The chosen heads were measured on the report data.{baseline}",
         heads=f"The dropped heads (layer.head, counted from 0): {join_heads(result.heads)}.")

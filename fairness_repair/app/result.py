@@ -110,11 +110,12 @@ def _scorer_limit(
 # %% ../../nbs/app/04_result.ipynb #c022
 def _change_limits(result) -> list: # sentences
     "List the limits of a change."
-    bias, _, per_toxicity, toxicity, perplexity = (row for _, row in result.table.iterrows())
-    smallest = (bias["change_ci_high"] - bias["change_ci_low"])/2
-    limit = result.job.settings.max_perplexity_ratio
-    found = [f"With this number of prompts, a change of bias below about {format_number(smallest)} "
-             "would not be significant."]
+    rows = result.table.set_index("measure")
+    bias, per_toxicity, toxicity, perplexity = (rows.loc[name] for name in ("bias", "bias / toxicity", "toxicity", "perplexity"))
+    smallest, limit = bias["detectable"], result.job.settings.max_perplexity_ratio
+    found = ["So few prompts could miss even a repair that removes the whole bias." if np.isnan(smallest) else
+             f"So many prompts show a fall of bias by {format_number(smallest)} in four of five cases; "
+             "a smaller one is likely to be missed."]
     if toxicity["change_ci_high"] < 0 and not per_toxicity["changed"] < .95*per_toxicity["original"]:
         found.append("Toxicity fell for all groups alike: in proportion to it, bias did not fall. "
                      "Less toxic is not fairer.")
@@ -169,4 +170,7 @@ def describe_settings(
         "prompts": f"{slug(s.prompts)}, {s.axis}: {sizes['prompts']:,} for the report, {others}",
         "toxicity": scorer,
         "perplexity": f"{slug(s.text)}, {sizes['tokens']:,} tokens for the report",
-        "intervals and p": f"paired: {N_RESAMPLES:,} bootstrap samples, {N_RESAMPLES:,} permutations"}
+        "bias": "root of the summed squared distances of the groups' toxicity from their mean, less what sampling "
+                "adds; interval and p: paired, leaving out each prompt with all its draws",
+        "bias as published": "sum of the absolute distances: it contains sampling noise and decides nothing here",
+        "other intervals and p": f"paired: {N_RESAMPLES:,} bootstrap samples, {N_RESAMPLES:,} permutations"}

@@ -15,12 +15,13 @@ from .job import Job
 from .progress import watch
 from .result import RepairResult
 from .selection import Choice, build_repair_evaluators, choose_heads
-from .verdict import N_RESAMPLES, compare, judge
+from .verdict import compare, judge
 from ..core import InputError, provenance, slug
+from ..disparity import root_disparity
 from ..language.evaluator import Counts, Evaluator
 from ..language.heads import mask_to_heads
 from ..language.models import LM
-from ..metrics import bias_p_value, group_means
+from ..metrics import group_means
 from ..states import SearchSpace, random_states, state_to_hex
 from ..store import Store
 
@@ -45,11 +46,12 @@ def _count_data(
 def _relative_to_original(
     evaluator:Evaluator,
     masks, # bool (k, n)
-) -> pd.DataFrame: # bias and perplexity, the original model's = 1
+) -> pd.DataFrame: # bias and perplexity, the original model's = 1; NaN where the original shows no bias
     "Measure masks relative to the original model."
     if not len(masks): return pd.DataFrame(columns=["bias", "perplexity"], dtype=float)
-    original = evaluator(np.zeros((1, evaluator.lm.n_heads_total), bool)).iloc[0]
-    return evaluator(masks)[["bias", "perplexity"]]/original[["bias", "perplexity"]].astype(float)
+    table = evaluator(np.concatenate([np.zeros((1, evaluator.lm.n_heads_total), bool), masks]))
+    found = pd.DataFrame(dict(bias=table["squared_disparity"].map(root_disparity), perplexity=table["perplexity"]))
+    return (found/found.iloc[0].replace(0, np.nan)).iloc[1:].reset_index(drop=True)
 
 # %% ../../nbs/app/05_run.ipynb #c012
 def _measure_random_heads(
@@ -86,8 +88,7 @@ def _measure(
                  random_heads=_measure_random_heads(report, choice), data_sizes=_count_data(report))
     masks = evaluators["search"].recorded() if choice.search else []
     found["searched_states"] = _relative_to_original(evaluators["search"], masks)
-    groups, scores = report.toxicity.groups, report.scores(original)
-    found["original_p"] = bias_p_value(scores, groups, n_permutations=N_RESAMPLES)
+    found["original_p"] = report.toxicity.bias_p_value(report.scores(original))
     return choice, found
 
 # %% ../../nbs/app/05_run.ipynb #c019

@@ -90,9 +90,9 @@ def choose_heads(
     "Search on one split and choose on another."
     s = job.settings
     original = np.zeros(evaluators["search"].lm.n_heads_total, bool)
-    rows = {split: evaluators[split](original).iloc[0] for split in ("search", "selection")}
-    for split, row in rows.items():
-        if why := nothing_to_repair(row): return Choice(original, None, f"{s.axis} {why} on the {split} data")
+    for split in ("search", "selection"):
+        why = nothing_to_repair(evaluators[split])
+        if why: return Choice(original, None, f"{s.axis} {why} on the {split} data")
     with_bias = job.method == "FASP"
     scan = _scan_heads(evaluators, protected_share=s.protected_share, with_bias=with_bias, progress=progress)
     cost = dict(free=scan.free, epsilon=s.epsilon, limit=s.max_perplexity_ratio)

@@ -9,12 +9,13 @@ __all__ = ['MEASURES', 'N_RESAMPLES', 'STATUSES', 'compare', 'format_number', 'f
 from typing import NamedTuple
 import numpy as np, pandas as pd
 
+from ..disparity import direction
 from ..language.evaluator import Evaluator
-from ..metrics import bias_change_test, paired_change_test
+from ..metrics import paired_change_test
 
 # %% ../../nbs/app/03_verdict.ipynb #c006
-MEASURES = ("bias", "bias, noise-corrected", "bias / toxicity", "toxicity", "perplexity")
-N_RESAMPLES = 1000 # bootstrap samples of an interval, and permutations of a p-value
+MEASURES = ("bias", "bias as published", "bias / toxicity", "toxicity", "perplexity")
+N_RESAMPLES = 1000 # bootstrap samples of an interval, and permutations of a p-value; not of bias
 
 def _toxicity_change(before, after, groups) -> dict: # as from `paired_change_test`, without p
     "Compare mean toxicity; the p-value is left out, as its swaps would mix groups that move apart."
@@ -31,19 +32,19 @@ def _perplexity_change(before, after, scored) -> dict: # as from `paired_change_
 def compare(
     report:Evaluator, # evaluator on held-out data
     drop_mask,    # of the changed model, bool (n,)
-) -> pd.DataFrame: # measure, original, changed, change, change_ci_low, change_ci_high, p
+) -> pd.DataFrame: # measure, original, changed, change, change_ci_low, change_ci_high, p, detectable
     "Compare the changed model with the original on held-out data."
     masks = np.zeros_like(drop_mask), drop_mask
-    groups, text = report.toxicity.groups, report.text
+    text = report.text
     old, new = (report.row(m) for m in masks)
     before, after = (report.scores(m) for m in masks)
     nll_before, nll_after = (report.numbers(text, m) for m in masks)
-    per_toxicity = [row["bias"]/max(row["toxicity"], 1e-12) for row in (old, new)]
+    bias = report.toxicity.bias_change(before, after)
     table = pd.DataFrame([
-        bias_change_test(before, after, groups, n_resamples=N_RESAMPLES),
-        dict(original=old["bias_corrected"], repaired=new["bias_corrected"]), # no interval of its own
-        dict(original=per_toxicity[0], repaired=per_toxicity[1]), # likewise
-        _toxicity_change(before, after, groups),
+        bias,
+        dict(original=old["bias"], repaired=new["bias"]), # no interval: its noise depends on toxicity
+        {k: bias[k]/max(row["toxicity"], 1e-12) for k, row in dict(original=old, repaired=new).items()},
+        _toxicity_change(before, after, report.toxicity.groups),
         _perplexity_change(nll_before, nll_after, text.scored)])
     table = table.rename(columns=dict(repaired="changed"))
     table["change"] = table["changed"] - table["original"]
@@ -66,9 +67,9 @@ def format_change(
     return f"{100*(row['changed']/row['original'] - 1):+.0f} %"
 
 def format_p(
-    p:float, # from `N_RESAMPLES` permutations
+    p:float,
 ) -> str:    # "–" if missing
-    "Write a p-value; the smallest possible one is an upper bound."
+    "Write a p-value; the smallest one of `N_RESAMPLES` permutations is an upper bound."
     if pd.isna(p): return "–"
     smallest = 1/(N_RESAMPLES + 1)
     return f"at most {smallest:.1g}" if p < 1.5*smallest else f"{p:.2g}"
@@ -83,10 +84,12 @@ class Verdict(NamedTuple):
 
 def _describe_change(table, axis, limit) -> str:
     "Describe the changes of bias and perplexity, with the interval."
-    bias, perplexity = table.iloc[0], table.iloc[-1]
+    bias, published, perplexity = table.iloc[0], table.iloc[1], table.iloc[-1]
     ends = f"{format_number(bias['change_ci_low'])} to {format_number(bias['change_ci_high'])}"
-    values = f"from {format_number(bias['original'])} to {format_number(bias['changed'])}"
-    text = (f"{values} ({format_change(bias)}; 95 % interval of the change {ends}), "
+    if pd.isna(bias["change_ci_low"]): ends = "unknown, as a group has only two prompts"
+    values, sums = (f"from {format_number(row['original'])} to {format_number(row['changed'])}"
+                    for row in (bias, published))
+    text = (f"{values} ({format_change(bias)}; 95 % interval of the change {ends}; as published {sums}), "
             f"at {format_change(perplexity)} perplexity")
     if perplexity["changed"] <= limit*perplexity["original"]: return text
     return text + f", which is more than the {100*(limit - 1):+.0f} % that a repair may cost"
@@ -96,11 +99,11 @@ def _judge_change(table, n_dropped, n_heads, axis, limit) -> Verdict:
     "Say whether bias fell, rose, or did not change significantly."
     bias, change = table.iloc[0], _describe_change(table, axis, limit)
     without = f"without {n_dropped} of {n_heads} heads, {axis} bias"
-    if bias["change_ci_high"] < 0: return Verdict("repaired", f"Repaired: {without} falls {change}.")
-    if bias["change_ci_low"] > 0:
-        return Verdict("worse", f"Worse: {without} rises {change}. No model is saved.")
-    sentence = (f"Not significant: {without} goes {change}. The interval includes zero, so this may be "
-                "chance. The changed model is a candidate, not a repair.")
+    found = direction(bias)
+    if found == "falls": return Verdict("repaired", f"Repaired: {without} falls {change}.")
+    if found == "rises": return Verdict("worse", f"Worse: {without} rises {change}. No model is saved.")
+    sentence = (f"Not significant: {without} goes {change}. This may be chance. "
+                "The changed model is a candidate, not a repair.")
     return Verdict("not significant", sentence)
 
 # %% ../../nbs/app/03_verdict.ipynb #c016

@@ -242,6 +242,14 @@ def row(self:Evaluator, state) -> dict:
     return self([state]).iloc[0].to_dict()
 
 @patch
+def bias_interval(self:Evaluator, state) -> dict: # squares, ci_low, ci_high
+    "Estimate the squared disparity of a state with its interval, on the prompts of its row."
+    self([state])
+    metric, state = self.metrics["toxicity"], np.asarray(state, bool)
+    part, numbers = metric.for_state(state), self.find(self.readable_records(metric), state)
+    return part.bias_interval(part.scores(numbers))
+
+@patch
 def check_states(self:Evaluator, states) -> np.ndarray: # bool, shape (k, n)
     "Refuse states of another model."
     states = np.atleast_2d(np.asarray(states, bool))

@@ -16,12 +16,12 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 
 from ..core import InputError
-from ..disparity import average_draws, squared_disparity
+from ..disparity import average_draws, bias_change, disparity_interval, squared_disparity
 from .generation import ForwardPass, generation_passes, length_batches, make_sampler
 from .generation import map_batches, parallel_map, sample_continuations
 from .likelihood import batch_nll, fasp_windows, reading_passes, sliding_windows
 from .likelihood import window_nll
-from ..metrics import encode_groups, group_disparity, noise_corrected_bias, noise_floor
+from ..metrics import bias_p_value, encode_groups, group_disparity, noise_corrected_bias, noise_floor
 from ..metrics import perplexity as mean_perplexity
 from .models import LM
 from .overflow import not_finite_error
@@ -72,6 +72,7 @@ class Metric:
     - `to_record()`: all that the numbers depend on besides the model, as a dict of JSON values; hashed
     - `measure(lm)`: one number per row; NaN where the model's numbers are not finite
     - `columns(numbers)`: results for an evaluator's table, as a dict
+    - `bias_change(before, after)`, `bias_interval(scores)`, `bias_p_value(scores)`: tests, for metrics with groups
     - `pieces(lm, rows=, tokens=)`: list of `Piece`, limited in rows or tokens, for `Batched` and `ByLayer`
     - `subset(rows)`: the same metric on some of its rows
     - `draw_rows(share, rng)`: random row numbers, sorted; with `subset` and `size` for `Subsampling`
@@ -146,6 +147,19 @@ def draw_rows(self:GroupMetric,
     groups = [np.flatnonzero(self.groups == g) for g in np.unique(self.groups)]
     drawn = [rng.choice(g, max(2, round(share*len(g))), replace=False) for g in groups]
     return np.sort(np.concatenate(drawn))
+
+# %% ../../nbs/language/10_model_metrics.ipynb #bias2
+@patch
+def bias_change(self:GroupMetric, before, after) -> dict: # scores per row -> as from `disparity.bias_change`
+    return bias_change(before, after, self.groups, prompts=self.prompt_index)
+
+@patch
+def bias_interval(self:GroupMetric, scores) -> dict: # squares, ci_low, ci_high
+    return disparity_interval(scores, self.groups, prompts=self.prompt_index)
+
+@patch
+def bias_p_value(self:GroupMetric, scores) -> float: # by permutation of prompts
+    return bias_p_value(*average_draws(scores, self.groups, self.prompt_index))
 
 # %% ../../nbs/language/10_model_metrics.ipynb #c017
 class SampledToxicity(GroupMetric):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 
 from ..core import InputError
+from ..disparity import root_disparity
 from ..search import anneal, random_search
 from ..states import SearchSpace
 from .surrogate_annealing import anneal_surrogates
@@ -66,20 +67,28 @@ class Objective:
     def __call__(self, states) -> np.ndarray: return self.measure(states)["cost"].to_numpy()
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c012
+def _original_bias(evaluator) -> tuple: # row of the unmodified model, its bias, ends of the interval of it
+    "Measure the bias of the unmodified model, in the unit of toxicity."
+    original = np.zeros(evaluator.lm.n_heads_total, bool)
+    row, found = evaluator.row(original), evaluator.bias_interval(original)
+    return row, *map(root_disparity, (found["squares"], found["ci_low"], found["ci_high"]))
+
 def nothing_to_repair(
-    row,                # of an evaluator, for the unmodified model: bias
+    evaluator,          # of the unmodified model
     *,
-    min_bias:float=.02, # bias below which nothing is repaired
+    min_bias:float=.01, # root disparity below which nothing is repaired
 ) -> str|None:          # why, or None if there is something
-    "Say why a model needs no repair, if it needs none."
-    if row["bias"] < min_bias: return f"bias {row['bias']:.3f} is below {min_bias}"
+    "Say why a model needs no repair, if its bias is small for certain."
+    row, _, _, high = _original_bias(evaluator)
+    if row["bias"] == 0: return "bias is 0"
+    if high < min_bias: return f"bias is at most {high:.2g} with 95 % confidence, below {min_bias}"
 
 def describe_bias(
-    row, # of an evaluator, for the unmodified model: bias, noise_floor
+    evaluator, # of the unmodified model
 ) -> str:
-    "Say whether a bias is above its noise floor."
-    above = "above" if row["bias"] > row["noise_floor"] else "not above"
-    return f"bias {row['bias']:.3f} is {above} its noise floor {row['noise_floor']:.3f}"
+    "Describe the bias of a model with its interval."
+    row, bias, low, high = _original_bias(evaluator)
+    return f"bias {bias:.3f} (95 % interval {low:.3f} to {high:.3f}), as published {row['bias']:.3f}"
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c016
 def candidates_or_raise(
