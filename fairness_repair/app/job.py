@@ -16,6 +16,7 @@ from ..core import (LOCK_FILES, InputError, check_output_folder, check_value, di
                                   unknown_name_message, write_whole)
 from ..language.models import DTYPES, check_config, load_errors, resolve_source
 from ..language.prompts import load_prompts
+from ..language.sentence_pairs import load_pairs
 from ..language.texts import load_text
 from ..language.toxicity import load_scorer
 
@@ -97,8 +98,10 @@ def _check_data(
 ):
     "Refuse prompts, text or a scorer that cannot be read."
     with disk_errors("prompts or text"):
-        for split in load_prompts(settings.prompts, settings.axis): load_text(settings.text, split)
-    if settings.scorer != "next word": load_scorer(settings.scorer, label=settings.label or None)
+        if settings.measure: parts = load_pairs(settings.measure, settings.axis)
+        else: parts = load_prompts(settings.prompts, settings.axis)
+        for split in parts: load_text(settings.text, split)
+    if settings.scorer != "next word" and not settings.measure: load_scorer(settings.scorer, label=settings.label or None)
 
 # %% ../../nbs/app/00_job.ipynb #c016
 def check_job(

@@ -138,14 +138,15 @@ def by_group(self:PairPreference,
 def absolute_change(
     before, after, # preference of each pair, of two models
     templates,     # of each pair
-) -> dict: # original, repaired, change, change_ci_low, change_ci_high, p: of the absolute mean preference
-    "Compare the sizes of two mean preferences over the same pairs."
+) -> dict: # original, repaired, change, change_ci_low, change_ci_high, p, detectable: of the absolute mean preference
+    "Compare the sizes of two mean preferences over the same pairs; `detectable` is shown in four of five cases."
     before, after = np.asarray(before, float), np.asarray(after, float)
     difference, total = (clustered_mean(values, templates) for values in (after - before, after + before))
     corners = [(abs(s + d) - abs(s - d))/2 for d in (difference.low, difference.high) for s in (total.low, total.high)]
     old, new = (abs(float(values.mean())) for values in (before, after))
-    return dict(original=old, repaired=new, change=new - old, change_ci_low=min(corners),
-                change_ci_high=max(corners), p=max(difference.p, total.p))
+    smallest = 1.4*(difference.high - difference.mean)
+    return dict(original=old, repaired=new, change=new - old, change_ci_low=min(corners), change_ci_high=max(corners),
+                p=max(difference.p, total.p), detectable=smallest if smallest < old else np.nan)
 
 # %% ../../nbs/language/22_pair_preference.ipynb #r027
 @patch
@@ -162,6 +163,29 @@ def compare(self:PairPreference,
     return pd.DataFrame([dict(measure=name) | row for name, row in rows.items()])
 
 # %% ../../nbs/language/22_pair_preference.ipynb #r030
+@patch
+def bias_change(self:PairPreference, before, after) -> dict: # as from `absolute_change`
+    return absolute_change(self.preferences(before), self.preferences(after), self.templates)
+
+@patch
+def bias_interval(self:PairPreference, numbers) -> dict: # squares, ci_low, ci_high: of the absolute preference
+    found = clustered_mean(self.preferences(numbers), self.templates)
+    half = found.high - found.mean
+    return dict(squares=found.mean**2 - found.se**2, ci_low=max(0, abs(found.mean) - half)**2,
+                ci_high=(abs(found.mean) + half)**2)
+
+@patch
+def bias_p_value(self:PairPreference, numbers) -> float: return clustered_mean(self.preferences(numbers), self.templates).p
+
+@patch
+def group_table(self:PairPreference, numbers) -> pd.DataFrame: # a row per group: n, mean, se
+    return self.by_group(numbers)[["pairs", "preference", "se"]].set_axis(["n", "mean", "se"], axis=1)
+
+@patch
+def counts(self:PairPreference) -> dict:
+    return dict(prompts=len(self.texts)//2, distinct=len(set(self.templates)), groups=self.pairs["group"].nunique())
+
+# %% ../../nbs/language/22_pair_preference.ipynb #r033
 def window_pieces(
     windows, # list of `Window`
     rows:int,   # windows per piece, at most
@@ -190,7 +214,7 @@ def draw_rows(self:PairPreference, share:float, rng) -> np.ndarray:
     drawn = np.sort(rng.choice(n, max(2, round(share*n)), replace=False))
     return np.concatenate([drawn, n + drawn])
 
-# %% ../../nbs/language/22_pair_preference.ipynb #r032
+# %% ../../nbs/language/22_pair_preference.ipynb #r035
 @patch
 def gradients(self:PairPreference,
     lm:LM,
