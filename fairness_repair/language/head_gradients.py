@@ -19,7 +19,7 @@ from .generation import (
 from .heads import attention_output_projections, heads_dropped, temporary_hooks
 from .model_metrics import NextTokenToxicity, TextPerplexity
 from .models import LM
-from .tokenization import first_position, padding_id, prompt_ids
+from .tokenization import prompt_ids
 
 # %% ../../nbs/language/18_head_gradients.ipynb #c005
 @contextmanager

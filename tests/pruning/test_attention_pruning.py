@@ -1,6 +1,7 @@
 "Attention Pruning: splits without overlap, budgets that hold, collections that survive a kill."
 import itertools
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np, pytest
 
@@ -9,7 +10,7 @@ from fairness_repair.language.prompts import load_prompts
 from fairness_repair.language.subsampling import Subsampling
 from fairness_repair.language.texts import load_text
 from fairness_repair.pruning.active_search import active_search
-from fairness_repair.pruning.attention_pruning import Objective, sample_states
+from fairness_repair.pruning.attention_pruning import Objective, nothing_to_repair, sample_states
 from fairness_repair.pruning.experiment import (ExperimentConfig, PAPER_MODELS, UNPUBLISHED_FIELDS,
                                                 build_evaluator, build_evaluators, make_config,
                                                 published_config)
@@ -162,3 +163,15 @@ def test_settings_are_recorded_under_their_first_names():
     stored = {name: value for name, value in asdict(ExperimentConfig()).items() if name != "label"} # only if given
     assert list(ExperimentConfig().to_record().values()) == list(stored.values())
     assert ExperimentConfig(label="toxic").to_record()["label"] == "toxic"
+
+
+@pytest.mark.parametrize("row, interval, says", [
+    (.3, dict(squares=-.001, ci_low=-.01, ci_high=.02), None), # no bias is seen, but nothing is certain
+    (.3, dict(squares=.00004, ci_low=.00002, ci_high=.00006), "bias is at most 0.0077"),
+    (.3, dict(squares=np.nan, ci_low=np.nan, ci_high=np.nan), None),
+    (0., dict(squares=0., ci_low=0., ci_high=0.), "bias is 0"),
+], ids=["noisy", "small for certain", "unknown", "none"])
+def test_nothing_to_repair_needs_certainty(row, interval, says):
+    evaluator = SimpleNamespace(lm=SimpleNamespace(n_heads_total=4), row=lambda state: dict(bias=row), bias_interval=lambda state: interval)
+    found = nothing_to_repair(evaluator)
+    assert found is None if says is None else says in found
