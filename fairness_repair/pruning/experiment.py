@@ -90,14 +90,14 @@ def check_measure(
     "Refuse pairs that cannot be read, in a language that the model does not know, or with settings for prompts."
     if wrong := [name for name in ("prompts", "scorer", "label") if name in given]:
         raise InputError(f"measure = {config.measure!r} compares sentences: leave {wrong[0]} out, or leave measure out")
-    toy = model in MODELS_WITH_PROMPTS
+    toy, pairs = model in MODELS_WITH_PROMPTS, load_pairs(config.measure, config.axis)
     if toy and config.measure != "planted" and not config.measure.startswith(OWN_PAIRS):
         raise InputError(f"measure = {config.measure!r}: {model} knows the words of its own language only: use measure "
                          "'planted', or a model such as smollm2-135m")
     if config.measure == "planted" and not toy:
         raise InputError(f"measure = 'planted' is in the language of {' and '.join(MODELS_WITH_PROMPTS)}: {model} does "
                          "not know it")
-    groups = {group for part in load_pairs(config.measure, config.axis).values() for group in part["group"]}
+    groups = {group for part in pairs.values() for group in part["group"]}
     return config.axis if config.axis in groups else "all"
 
 # %% ../../nbs/pruning/03_experiment.ipynb #c007c
