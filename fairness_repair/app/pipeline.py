@@ -18,7 +18,9 @@ from .result import RepairResult
 from .run import run_job
 from ..core import InputError, check_output_folder, disk_errors, write_whole
 from ..language.heads import save_checkpoint, save_pruned
+from ..language.mean_ablation import output_biases, with_mean_ablation
 from ..language.models import LM, load
+from ..language.texts import load_text
 from ..store import Store
 
 # %% ../../nbs/app/09_pipeline.ipynb #p002
@@ -32,7 +34,7 @@ def _try_saving(
     check_output_folder("out", job.out, needed=_weight_bytes(lm))
     folder = job.out/".trial"
     try:
-        with disk_errors(job.out): save_checkpoint(lm, folder, weights=False)
+        with disk_errors(job.out), output_biases(lm): save_checkpoint(lm, folder, weights=False)
     except InputError: raise
     except Exception as e:
         cause = " ".join(str(e).split())[:300]
@@ -68,7 +70,7 @@ def _save_result(
     with _result_is_written(result, needed=_weight_bytes(lm)):
         figures = save_figures(result, result.job.out/"figures")
         if result.saved:
-            save_pruned(lm, result.drop_mask, result.checkpoint)
+            with output_biases(lm): save_pruned(lm, result.drop_mask, result.checkpoint)
             write_model_card(result, figures)
         write_report_card(result, figures)
 
@@ -89,13 +91,16 @@ def repair(
     seed:int=0,            # of the search
     dtype:str="",          # float32, bfloat16 or float16; left out: what suits the model
     save_candidate:bool=False, # save a model whose change is not significant, too
+    ablation:str="zero",   # what replaces the output of a dropped head: zero, or mean (its mean over the text)
     progress:bool=True,    # show bars
 ) -> RepairResult:         # its `checkpoint` is the folder of the saved model, or None
     "Make a language model fairer by dropping attention heads, and report how certain the change is."
-    job = check_job(model, out, axis=axis, prompts=prompts, measure=measure, text=text, scorer=scorer, label=label, method=method,
-                    epsilon=epsilon, budget=budget, seed=seed, dtype=dtype, save_candidate=save_candidate)
+    job = check_job(model, out, axis=axis, prompts=prompts, measure=measure, text=text, scorer=scorer,
+                    label=label, method=method, epsilon=epsilon, budget=budget, seed=seed, dtype=dtype, save_candidate=save_candidate,
+                    ablation=ablation)
     with claim_folder(job), stop_at_once(), Store(job.out/"measured.sqlite") as store:
         lm = load(job.model, dtype=job.settings.dtype)
+        if job.ablation == "mean": lm = with_mean_ablation(lm, load_text(job.settings.text, "search"))
         _try_saving(job, lm)
         result = run_job(job, lm, store, progress=progress)
         _save_result(result, lm)

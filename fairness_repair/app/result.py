@@ -186,7 +186,9 @@ def describe_settings(
     searched = len(result.searched_states) > 0
     search = _describe_search(result.job) if searched else {"heads": "not searched"}
     others = "others for search and selection" if searched else "others to decide whether to search"
+    means = f"keep their mean output over the part of {slug(s.text)} that is for search (mean ablation)"
+    ablation = {"dropped heads": means} if result.job.ablation == "mean" else {}
     measure = _describe_pairs if s.measure else _describe_toxicity
-    return {"model": result.model} | search | measure(result, others) | {
+    return {"model": result.model} | search | ablation | measure(result, others) | {
         "perplexity": f"{slug(s.text)}, {tokens:,} tokens for the report",
         "other intervals and p": f"paired: {N_RESAMPLES:,} bootstrap samples, {N_RESAMPLES:,} permutations"}

@@ -41,18 +41,21 @@ class Replica:
         model:dict,       # name, dtype, device: as for `load`
         weights_hash:str, # of the driver's model
         cpus:int,         # threads
-    ): self.model, self.weights_hash, self.cpus, self.lm, self.metrics = model, weights_hash, cpus, None, {}
+        head_means=None,  # of the driver's model, as in `LM`
+    ):
+        self.model, self.weights_hash, self.cpus, self.head_means = model, weights_hash, cpus, head_means
+        self.lm, self.metrics = None, {}
 
     def ready(self) -> int: # process id
         "Load the model, once."
         if self.lm is None:
             torch.set_num_threads(self.cpus)
             self.lm = load(**self.model)
+            if self.head_means: self.lm.model.head_means = self.head_means
             if (found := self.lm.weights_hash()) != self.weights_hash:
-                raise InputError(
-                    f"model {self.model['name']!r} has weights {found[:8]}... on a worker and "
-                    f"{self.weights_hash[:8]}... on the driver: save the driver's model to a folder "
-                    f"that all workers read, and name that folder")
+                raise InputError(f"model {self.model['name']!r} has weights {found[:8]}... on a worker and "
+                                 f"{self.weights_hash[:8]}... on the driver: save the driver's model to a folder "
+                                 "that all workers read, and name that folder")
         return os.getpid()
 
 # %% ../../nbs/language/15_cluster.ipynb #c011
@@ -106,7 +109,7 @@ class Team:
         if not 1 <= n <= limit: raise InputError(f"workers = {n}: the cluster has room for {limit}")
         remote = self.ray.remote(Replica).options(num_cpus=cpus, num_gpus=int(gpu), max_restarts=max_deaths)
         model = dict(name=lm.name, dtype=str(lm.dtype).removeprefix("torch."), device=lm.device.type)
-        self.workers = [remote.remote(model, self.weights_hash, cpus) for _ in range(n)]
+        self.workers = [remote.remote(model, self.weights_hash, cpus, lm.head_means) for _ in range(n)]
 
     def close(self):
         "End the workers, and Ray if it was started for them."
@@ -166,8 +169,9 @@ class Distributed(Serial):
     def measure(self, lm:LM, tasks:dict):
         "Measure each task's states, in no order."
         if not tasks: return
-        if lm is not self.team.lm and lm.weights_hash() != self.team.weights_hash:
-            raise InputError(f"the team's model is {self.team.lm.name}, not {lm.name}: make a team with it")
+        if lm is not self.team.lm and lm.to_record() != self.team.lm.to_record() | dict(model=lm.name):
+            raise InputError(f"the team's model is {self.team.lm.name}, not {lm.name}, or drops heads in another way: "
+                             "make a team with it")
         total = sum(len(states) for _, states in tasks.values())
         fair_size = -(-total//(2*len(self.team.workers))) # at least two jobs for each worker
         yield from self.team.stream(split_tasks(tasks, min(self.job_size, fair_size)), self.inner)

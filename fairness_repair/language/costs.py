@@ -107,25 +107,42 @@ def seconds(
     return np.maximum(busy, calls) if machine.async_launch else busy + calls
 
 # %% ../../nbs/language/16_costs.ipynb #c026
-def _best_of(f, times=5):
+def _best_of(f, device, times=5):
     "Seconds of the fastest call."
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     def once():
         start = time.perf_counter()
         f()
+        wait()
         return time.perf_counter() - start
     return min(once() for _ in range(times))
 
+def _rate(make, size, device):
+    "Work per second, at the first size, doubled each time, that takes two milliseconds."
+    while True:
+        work, f = make(size)
+        if (seconds := _best_of(f, device)) > .002: return work/seconds
+        size *= 2
+
+# %% ../../nbs/language/16_costs.ipynb #c026a
 @torch.inference_mode()
 def this_machine(
     dtype=torch.float32, # of the model
+    device="cpu",        # of the model
 ) -> Machine:
     "Measure a product, a copy and an empty layer."
-    a, source = torch.ones(768, 768, dtype=dtype), torch.ones(2**24)
+    device = torch.device(device)
+    def product(n):
+        a = torch.ones(n, n, dtype=dtype, device=device)
+        return 2*n**3, lambda: a @ a
+    def copy(n):
+        source, target = torch.ones(n, device=device), torch.empty(n, device=device)
+        return 2*4*n, lambda: target.copy_(source)
     shape = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=8, num_attention_heads=2)
-    small = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=64, **shape), dtype=dtype).eval()
-    ids, target = torch.zeros(1, 1, dtype=torch.long), torch.empty_like(source)
-    return Machine(
-        describe_machine(), operations=2*768**3/_best_of(lambda: a @ a),
-        bytes=2*4*2**24/_best_of(lambda: target.copy_(source)),
-        call_seconds=_best_of(lambda: small(input_ids=ids))/8,
-        source=f"measured, {torch.get_num_threads()} threads, {str(dtype).removeprefix('torch.')}")
+    small = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=64, **shape), dtype=dtype).to(device).eval()
+    ids, gpu = torch.zeros(1, 1, dtype=torch.long, device=device), device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if gpu else describe_machine()
+    where = "GPU" if gpu else f"{torch.get_num_threads()} threads"
+    return Machine(name, _rate(product, 768, device), _rate(copy, 2**24, device), async_launch=gpu,
+                   call_seconds=_best_of(lambda: small(input_ids=ids), device)/8,
+                   source=f"measured, {where}, {str(dtype).removeprefix('torch.')}")

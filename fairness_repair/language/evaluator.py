@@ -92,8 +92,7 @@ class Evaluator:
         for metric in metrics.values(): metric.check(lm)
         if subsampling: self.metrics = {name: Subsampled(name, metrics, subsampling) for name in metrics}
         else: self.metrics = metrics
-        dtype = str(lm.dtype).removeprefix("torch.")
-        self.model_record = dict(model=lm.name, weights=lm.weights_hash()[:16], dtype=dtype)
+        self.model_record = lm.to_record()
         self.tokenizer = tokenizer_hash(lm.tokenizer)
         self.prompts_digest = toxicity and toxicity.prompt_digest(lm) # None: its record has the token ids
         self.check_prompts(write=False)

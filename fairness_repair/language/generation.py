@@ -130,9 +130,9 @@ def parallel_map(
     items, # independent of each other
     lm:LM, # that does the work
 ) -> list: # work(item) for each
-    "Do independent work on as many cores as torch may use, each item on one core."
-    cores = torch.get_num_threads()
-    if cores == 1 or is_latency_bound(lm): return [work(item) for item in items]
+    "Do independent work on as many cores as torch may use, each item on one core; a lone float32 item has all."
+    cores, alone = torch.get_num_threads(), len(items) == 1 and lm.dtype == torch.float32
+    if cores == 1 or alone or is_latency_bound(lm): return [work(item) for item in items]
     pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
     try: return list(pool.map(work, items))
     finally:

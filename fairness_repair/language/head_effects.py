@@ -61,7 +61,7 @@ def measure_head_effects(
     "Measure the effect of flipping each head, block by block."
     state = np.zeros(lm.n_heads_total, bool) if state is None else np.asarray(state, bool)
     store = Store(":memory:") if store is None else store
-    record = dict(model=lm.name, weights=lm.weights_hash()[:16], dtype=str(lm.dtype).removeprefix("torch."))
+    record = lm.to_record()
     distinct = pd.Series(metric.texts).groupby(metric.groups).nunique()
     if (fewest := distinct.min()) < 2:
         raise InputError(f"group {distinct.idxmin()} has one distinct prompt: head effects need two or more")

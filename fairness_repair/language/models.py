@@ -46,6 +46,8 @@ class LM:
     def n_heads(self): return heads_per_layer(self.projections, self.n_layers) # an int, or a tuple: one per layer
     @property
     def n_heads_total(self) -> int: return self.projections[-1].positions.stop # length of a drop mask
+    @property
+    def head_means(self): return getattr(self.model, "head_means", None) # `HeadMeans`; None: zero ablation
 
 # %% ../../nbs/language/01_models.ipynb #c006
 @patch(as_prop=True)
@@ -78,6 +80,13 @@ def weights_hash(self:LM) -> str: # 64 hex digits
         digest.update(f"{name} {p.dtype} {list(p.shape)}\n".encode())
         digest.update(p.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
+
+# %% ../../nbs/language/01_models.ipynb #c013b
+@patch
+def to_record(self:LM) -> dict: # model, weights, dtype
+    "Return what stored results of a model depend on."
+    found = dict(model=self.name, weights=self.weights_hash()[:16], dtype=str(self.dtype).removeprefix("torch."))
+    return found | (self.head_means.to_record() if self.head_means else {})
 
 # %% ../../nbs/language/01_models.ipynb #c017
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}

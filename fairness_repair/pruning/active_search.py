@@ -105,7 +105,7 @@ def measured_genetic(objective, space, *, budget, n_candidates=20, seed=0) -> np
                             unique_only=True, rng=seed)
     return candidates_or_raise(result)
 
-def active_network_search(objective, space, *, budget, n_candidates=20, seed=0) -> np.ndarray:
-    "Run four rounds with ensembles of the paper's networks."
+def active_network_search(objective, space, *, budget, n_candidates=20, rounds=4, seed=0) -> np.ndarray:
+    "Run rounds with ensembles of the paper's networks."
     return active_search(objective, space, budget=budget, n_candidates=n_candidates, family="mlp-ensemble",
-                         rounds=4, seed=seed)
+                         rounds=rounds, seed=seed)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PERPLEXITY_PENALTY', 'SURROGATE_FAMILIES', 'Scaling', 'MLPSurrogate', 'EnsembleMixin', 'MLPEnsemble', 'PairRidge',
-           'Bagged', 'make_surrogate']
+           'Bagged', 'ResidualSurrogate', 'make_surrogate']
 
 # %% ../../nbs/pruning/00_surrogates.ipynb #c002
 from dataclasses import dataclass
@@ -265,6 +265,25 @@ class Bagged(EnsembleMixin, RegressorMixin, BaseEstimator):
 
     def predict_members_scaled(self, X) -> np.ndarray: # on the [0, 1] scale, shape (members, states)
         return np.array([m.predict(np.asarray(X, float)) for m in self.members_])
+
+# %% ../../nbs/pruning/00_surrogates.ipynb #r002
+class ResidualSurrogate(RegressorMixin, BaseEstimator):
+    "Add to a known prediction what a regressor learns of its errors."
+    def __init__(self,
+        known,     # function of states -> prediction, shape (states,); of the logarithm if `log`
+        regressor, # a scikit-learn regressor, for the errors
+        log=False, # take logs of the target: for perplexity
+    ): self.known, self.regressor, self.log = known, regressor, log
+
+    def fit(self, X, y):
+        X, y = np.asarray(X, bool), Scaling(log=self.log).fit(y)._clip(y)
+        self.regressor_ = clone(self.regressor).fit(X.astype(float), y - self.known(X))
+        return self
+
+    def predict(self, X): # in the target's own unit
+        X = np.asarray(X, bool)
+        y = self.known(X) + self.regressor_.predict(X.astype(float))
+        return np.exp(y) if self.log else y
 
 # %% ../../nbs/pruning/00_surrogates.ipynb #c036
 def _extra_trees(seed): return ExtraTreesRegressor(100, min_samples_leaf=2, random_state=seed)

@@ -4,11 +4,13 @@ import csv, errno, importlib, json, os, re, shutil, signal, sqlite3, subprocess,
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, MistralConfig
 
 from fairness_repair.core import InputError, hold_folder, paths
 from fairness_repair.language.heads import heads_dropped
+from fairness_repair.language.mean_ablation import with_mean_ablation
 from fairness_repair.language.models import load
+from fairness_repair.language.texts import load_text
 from fairness_repair.app import repair
 from fairness_repair.app import pipeline
 from fairness_repair.app.command_line import main
@@ -172,6 +174,7 @@ def unloaded(monkeypatch):
     (dict(budget="60"), "budget = '60': needs a whole number: write 60"),
     (dict(epsilon=float("nan")), "epsilon = nan: needs a number"),
     (dict(save_candidate="no"), "save_candidate = 'no': needs True or False"),
+    (dict(ablation="means"), "unknown ablation 'means'. Did you mean 'mean'?"),
     (dict(model="x"*300), "the name is too long"),
     (dict(model="~nobody-of-this-name/x"), "unknown model '~nobody-of-this-name/x'"),
     (dict(prompts="x"*300), "unknown prompts 'xxx"),
@@ -256,6 +259,31 @@ def test_changed_model_is_noticed(my_gpt2, tmp_path):
         csv.writer(f).writerows([["she said", "gender", "she"], ["he said", "gender", "he"]])
     with pytest.raises(ValueError, match="have changed since"):
         repair(out=tmp_path/"out", method="random", budget=16, **mine)
+
+
+def test_mean_ablation(tmp_path, monkeypatch, capsys):
+    "The saved model says what the masked one says, and the cards and the record name the ablation."
+    monkeypatch.chdir(tmp_path)
+    main(["tiny", "--ablation", "mean", "--method", "random", "--budget", "26", "--save-candidate", "--out", "out"])
+    found = json.loads((tmp_path/"out"/"result.json").read_text())
+    assert found["config"]["ablation"] == "mean" and found["dropped"]
+    folder = next(f for f in (tmp_path/"out"/"model", tmp_path/"out"/"candidate") if f.exists())
+    assert json.loads((folder/"state.json").read_text())["ablation"] == "mean"
+    assert "part of the biases (mean ablation)" in (folder/"README.md").read_text()
+    assert "keep their mean output over the part of tiny that is for search" in (tmp_path/"out"/"report.html").read_text()
+    lm = with_mean_ablation(load("tiny"), load_text("tiny", "search"))
+    alone = tokens_alone(folder, "float32", "the doctor said", tmp_path)
+    assert alone == tokens_masked(lm, found["dropped"], "the doctor said")
+    with pytest.raises(InputError, match="with ablation = 'mean', this one has 'zero'"):
+        check_job("tiny", tmp_path/"out", method="random", budget=26, save_candidate=True)
+
+
+def test_model_that_cannot_keep_means_is_refused_before_loading(unloaded, tmp_path, capsys):
+    MistralConfig(num_hidden_layers=1).save_pretrained(tmp_path/"mistral")
+    options = ["--prompts", "tiny", "--text", "tiny", "--scorer", "next word", "--out", str(tmp_path/"out")]
+    with pytest.raises(SystemExit): main([str(tmp_path/"mistral"), "--ablation", "mean", *options])
+    assert "MistralForCausalLM cannot keep the means of dropped heads" in capsys.readouterr().err
+    check_job(str(tmp_path/"mistral"), tmp_path/"out", prompts="tiny", text="tiny", scorer="next word") # zero ablation
 
 
 def test_report_data_decide_nothing():
