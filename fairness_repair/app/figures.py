@@ -144,7 +144,8 @@ def caption_figures(
                "contains it. Bias / toxicity does not fall when the toxicity of all groups falls alike.",
         groups=f"Mean toxicity of each group of the axis {one_line(s.axis)}. Bias is the root of the summed squared "
                f"distances from the mean over groups, {line}, less what sampling adds.",
-        price=f"{searched}The chosen heads were measured on the report data.{baseline}",
+        price="Bias as the verdict measures it, without what sampling adds, against perplexity. "
+              f"{searched}The chosen heads were measured on the report data.{baseline}",
         heads=f"The dropped heads (layer.head, counted from 0): {join_heads(result.heads)}.")
     return found | (_caption_pairs(s) if s.measure else {})
 

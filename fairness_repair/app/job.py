@@ -8,7 +8,7 @@ __all__ = ['REPAIR_METHODS', 'ABLATIONS', 'Job', 'claim_folder', 'check_job']
 # %% ../../nbs/app/00_job.ipynb #c003
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 import transformers
 
@@ -22,10 +22,12 @@ from ..language.texts import load_text
 from ..language.toxicity import load_scorer
 
 from ..pruning.experiment import ExperimentConfig, make_config
+from ..pruning.search_methods import METHOD_OPTIONS, SEARCH_METHODS, check_options
 
 # %% ../../nbs/app/00_job.ipynb #c006
-REPAIR_METHODS = ("AP", "SA", "random", "FASP") # ways to choose the heads
+REPAIR_METHODS = tuple(SEARCH_METHODS) # ways to choose the heads
 ABLATIONS = ("zero", "mean") # what replaces the output of a dropped head
+_OPTION_MINIMUM = dict(rounds=1, search_states=10_000)
 
 @dataclass(frozen=True)
 class Job:
@@ -37,10 +39,11 @@ class Job:
     settings: ExperimentConfig # data, sizes and weights of the cost
     save_candidate: bool = False # save a model whose change is not significant, too
     ablation: str = "zero" # one of `ABLATIONS`
+    options: dict = field(default_factory=dict) # of the method, in `METHOD_OPTIONS`
 
     @property
     def config(self) -> dict: # without the default ablation, as folders of all versions name it
-        found = dict(model=self.model, method=self.method, seed=self.seed) | self.settings.to_record()
+        found = dict(model=self.model, method=self.method, seed=self.seed) | self.options | self.settings.to_record()
         return found if self.ablation == "zero" else found | dict(ablation=self.ablation)
 
 # %% ../../nbs/app/00_job.ipynb #c009
@@ -111,24 +114,35 @@ def _check_data(
     if settings.scorer != "next word" and not settings.measure: load_scorer(settings.scorer, label=settings.label or None)
 
 # %% ../../nbs/app/00_job.ipynb #c016
+def _check_method_options(
+    method:str,   # one of `REPAIR_METHODS`
+    options:dict, # name -> value; -1: the method's default
+) -> dict:        # those that are given
+    "Refuse options of other methods and values out of range."
+    given = check_options(method, {name: None if value == -1 else value for name, value in options.items()})
+    for name, value in given.items(): check_value(name, value, int, low=_OPTION_MINIMUM[name])
+    return given
+
 def check_job(
     model:str,       # as for `load`
     out,             # folder for everything that is written
     *,
-    method:str="AP", # one of `REPAIR_METHODS`
+    method:str="gradient", # one of `REPAIR_METHODS`
     seed:int=0,      # of the search
     save_candidate:bool=False, # save a model whose change is not significant, too
     ablation:str="zero",       # one of `ABLATIONS`
-    **changes,       # fields of `ExperimentConfig`; "" and -1 use the preset
+    **changes,       # options of the method, fields of `ExperimentConfig`; "" and -1: the default
 ) -> Job:            # or an error that names the bad value and what is allowed
     "Check everything that can be checked without loading a model."
     if method not in REPAIR_METHODS: raise InputError(unknown_name_message("method", method, REPAIR_METHODS))
     if ablation not in ABLATIONS: raise InputError(unknown_name_message("ablation", ablation, ABLATIONS))
     check_value("seed", seed, int, low=0)
     check_value("save_candidate", save_candidate, bool)
+    options = _check_method_options(method, {name: changes.pop(name, -1) for name in METHOD_OPTIONS})
     settings = make_config(str(model), **changes, seeds=1)
     if settings.dtype not in DTYPES: raise InputError(unknown_name_message("dtype", settings.dtype, DTYPES))
-    job = Job(str(model), check_output_folder("out", out), method, seed, settings, save_candidate, ablation)
+    job = Job(str(model), check_output_folder("out", out), method, seed, settings, save_candidate, ablation,
+              options)
     _check_folder(job.out, job.config)
     if job.out.is_dir(): # a run that is going on there is noticed now, not after the model is loaded
         with hold_folder(job.out): pass

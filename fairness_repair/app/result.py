@@ -152,7 +152,7 @@ def _describe_search(job) -> dict: # name -> text
     "Describe how the heads were chosen."
     s = job.settings
     size = f"{s.budget} states, seed {job.seed}"
-    if job.method == "FASP": size = f"{s.n_candidates} candidates verified"
+    if job.method.startswith("FASP"): size = f"{s.n_candidates} candidates verified"
     return {"heads chosen by": f"{job.method}, {size}",
             "cost": f"{s.epsilon:g} x bias + {1 - s.epsilon:g} x perplexity, relative to the original; "
                     f"perplexity up to x {s.max_perplexity_ratio:g}",

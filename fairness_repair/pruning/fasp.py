@@ -111,8 +111,9 @@ def gradient_scores(
     evaluator:Evaluator, # of the search data
 ) -> tuple: # effect on the squared disparity, perplexity relative to the original, shape (n,) each
     "Score all heads without dropping one of them for bias."
-    effects = evaluator.head_effects(np.zeros(evaluator.lm.n_heads_total, bool))
-    return head_effect_table(effects)["squares"].to_numpy(), np.exp(evaluator.head_prices())
+    prices = evaluator.head_prices()
+    effects = evaluator.head_effects(np.zeros(len(prices), bool))
+    return head_effect_table(effects)["squares"].to_numpy(), np.exp(prices)
 
 def fasp_gradient_search(objective, space, *, budget=None, n_candidates=20, seed=0) -> np.ndarray:
     "Return the cheapest states of FASP's grid, with scores from one gradient."

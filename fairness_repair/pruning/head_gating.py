@@ -11,7 +11,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 
 from ..language.evaluator import Evaluator
-from ..language.head_gradients import heads_gated
+from ..language.head_gradients import as_gates, heads_gated
 from ..language.likelihood import window_nll
 from .attention_pruning import Objective
 from .gradient_search import check_gradients, with_gradients
@@ -34,7 +34,7 @@ def gate_gradient(self:Evaluator,
     metric, text = with_gradients(self.toxicity), self.text
     rows, groups = metric.gradients(self.lm, gates), np.unique(metric.groups)
     by_group = lambda values: np.stack([values[metric.groups == group].mean(0) for group in groups])
-    with heads_gated(self.lm.model, torch.tensor(np.array([gates]), dtype=torch.float32, device=self.lm.device)):
+    with heads_gated(self.lm.model, as_gates(self.lm, gates)):
         nll = window_nll(self.lm, text.windows).sum()
     tokens = text.scored.sum()
     return GateGradient(by_group(rows.scores), by_group(rows.direct), float(nll/tokens),
@@ -51,10 +51,10 @@ def gate_slopes(
     "Compute how the cost changes with each gate."
     distances, before = (at.means - at.means.mean() for at in (found, start))
     slopes = found.mean_slopes - found.mean_slopes.mean(0)
-    root = np.linalg.norm(distances) + 1e-12
+    disparity = np.linalg.norm(distances) + 1e-12
     ratio = np.exp(found.log_perplexity - start.log_perplexity)
     weight = 1 - epsilon + PERPLEXITY_PENALTY*(ratio > limit)
-    return epsilon*(distances @ slopes)/root/np.linalg.norm(before) + weight*ratio*found.log_slopes
+    return epsilon*(distances @ slopes)/disparity/np.linalg.norm(before) + weight*ratio*found.log_slopes
 
 # %% ../../nbs/pruning/14_head_gating.ipynb #c011
 GATE_PRICE = 4 # measured states that take at least as long as one step

@@ -19,7 +19,7 @@ from fairness_repair.app.selection import build_repair_evaluators, choose_heads
 from fairness_repair.store import Store
 
 command = [sys.executable, "-c", "from fairness_repair.app.command_line import main; main()"]
-small = ("tiny", "--out", "repaired", "--budget", "60")
+small = ("tiny", "--out", "repaired", "--budget", "60", "--method", "AP")
 
 
 def start(folder, *arguments):
@@ -169,6 +169,9 @@ def unloaded(monkeypatch):
     (dict(axis="gendre"), "Did you mean 'gender'?"),
     (dict(budget=5), "budget = 5"),
     (dict(method="ap"), "unknown method 'ap'. Did you mean 'AP'?"),
+    (dict(method="SA", rounds=4), "rounds = 4: only active, active MLP, gradient take it; leave it out for SA"),
+    (dict(rounds=0), "rounds = 0: needs a whole number of at least 1"),
+    (dict(method="AP", search_states=10), "search_states = 10: needs a whole number of at least 10000"),
     (dict(seed=-1), "seed = -1: needs a whole number of at least 0"),
     (dict(seed=True), "seed = True: needs a whole number"),
     (dict(budget="60"), "budget = '60': needs a whole number: write 60"),
@@ -198,7 +201,7 @@ def test_folder_with_something_else(unloaded, undisturbed, tmp_path):
     with pytest.raises(ValueError, match="holds something else"): repair("tiny", tmp_path)
     with pytest.raises(ValueError, match="is a file"): repair("tiny", tmp_path/"thesis.tex")
     with pytest.raises(ValueError, match="epsilon = 0.5, this one has 0.9: name another folder"):
-        repair("tiny", undisturbed[0]/"repaired", budget=60, epsilon=.9)
+        repair("tiny", undisturbed[0]/"repaired", budget=60, method="AP", epsilon=.9)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -239,7 +242,7 @@ def my_gpt2(tmp_path_factory):
     return folder, files | dict(scorer="words:" + ",".join(words[:8]), dtype="float32", progress=False)
 
 
-@pytest.mark.parametrize("method", ["AP", "FASP", "random"])
+@pytest.mark.parametrize("method", ["AP", "FASP", "random", "gradient"])
 def test_local_folder_with_own_data(my_gpt2, tmp_path, method):
     folder, mine = my_gpt2
     result = repair(out=tmp_path/"out", method=method, budget=16, save_candidate=True, **mine)
