@@ -49,9 +49,10 @@ def _plot_groups(
     *,
     label:str|None, # of the changed model; None: there is none
     colour:str,     # of the changed model
+    pairs:bool=False, # whether the means are preferences, which are fair at 0
     ax,             # where to draw
 ):
-    "Plot the mean toxicity of each group, before and after."
+    "Plot the mean toxicity, or preference, of each group, before and after."
     rows = groups.sort_values(("original", "mean"))
     at = np.arange(len(rows))
     before, after = rows["original", "mean"], rows["changed", "mean"]
@@ -60,10 +61,12 @@ def _plot_groups(
     for name, text, c, marker, size in models[:2 if label else 1]:
         mean, error = rows[name, "mean"], 1.96*rows[name, "se"]
         ax.errorbar(mean, at, xerr=error, fmt=marker, color=c, ms=size, lw=1, capsize=2, label=text)
-        ax.axvline(mean.mean(), color=c, lw=.8, ls=":")
-    ax.set(yticks=at, yticklabels=[_short(name) for name in rows.index], ylim=(-.6, len(rows) - .4), title="Toxicity per group",
-           xlabel="mean toxicity, 95 % interval\n(equal is fair)")
-    ax.set_xlim(0, 1.05*ax.get_xlim()[1])
+        ax.axvline(0 if pairs else mean.mean(), color="black" if pairs else c, lw=.8, ls=":")
+    what, fair = ("preference for the stereotype in nats", "0") if pairs else ("mean toxicity", "equal")
+    ax.set(yticks=at, yticklabels=[_short(name) for name in rows.index], ylim=(-.6, len(rows) - .4),
+           title="Preference per group" if pairs else "Toxicity per group",
+           xlabel=f"{what}, 95 % interval\n({fair} is fair)")
+    if not pairs: ax.set_xlim(0, 1.05*ax.get_xlim()[1])
     ax.legend(fontsize="x-small", loc="lower right")
 
 # %% ../../nbs/app/06_figures.ipynb #c014
@@ -99,7 +102,8 @@ def _draw_figures(
         return figures[name].subplots()
     style = dict(colour=METHOD_COLOURS.get(method, "#0072B2"), label=result.label if mask.any() else None)
     if mask.any(): _plot_change(result.table, ax=panel("change", 4), **style)
-    _plot_groups(result.groups, ax=panel("groups", max(4, 1 + .3*len(result.groups))), **style)
+    pairs = bool(result.job.settings.measure)
+    _plot_groups(result.groups, pairs=pairs, ax=panel("groups", max(4, 1 + .3*len(result.groups))), **style)
     relative = result.table["original"][0] > 0 # else there are no ratios to the original
     if len(result.searched_states) and relative: _plot_price(result, ax=panel("price", 4.4))
     if mask.any():
@@ -134,7 +138,7 @@ def caption_figures(
     searched = "Grey: every mask that the search has measured, on its own small data. "
     if result.searched_states["bias"].isna().all(): searched = "" # too few prompts show no bias of the original
     line = "the dotted line of the same colour" if result.drop_mask.any() else "the dotted line"
-    return dict(
+    found = dict(
         change="Each measure relative to the original model, with 95 % intervals where there are any. Bias leaves "
                "out what sampling adds, and decides the verdict; bias as published, a sum of absolute distances, "
                "contains it. Bias / toxicity does not fall when the toxicity of all groups falls alike.",
@@ -143,3 +147,9 @@ def caption_figures(
         price="Bias as the verdict measures it, without what sampling adds, against perplexity. "
               f"{searched}The chosen heads were measured on the report data.{baseline}",
         heads=f"The dropped heads (layer.head, counted from 0): {join_heads(result.heads)}.")
+    return found | (_caption_pairs(s) if s.measure else {})
+
+def _caption_pairs(settings) -> dict: # name of a figure -> text
+    return dict(change="Each measure relative to the original model, with 95 % intervals. Bias is the absolute preference.",
+                groups="Mean over pairs of log p(more stereotyped) - log p(less stereotyped), "
+                       f"{one_line(settings.bias_name)}. Bias is its distance from 0.")

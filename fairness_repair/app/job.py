@@ -17,6 +17,7 @@ from ..core import (LOCK_FILES, InputError, check_output_folder, check_value, di
 from ..language.mean_ablation import output_bias_setting
 from ..language.models import DTYPES, check_config, load_errors, resolve_source
 from ..language.prompts import load_prompts
+from ..language.sentence_pairs import load_pairs
 from ..language.texts import load_text
 from ..language.toxicity import load_scorer
 
@@ -53,7 +54,7 @@ def _check_config(
     "Refuse a folder that another repair has written."
     try: before = dict(json.loads((out/"config.json").read_text(encoding="utf-8")))
     except (ValueError, TypeError): before = {} # edited or damaged
-    before, config = (dict(label="", ablation="zero") | x for x in (before, config)) # their defaults are left out
+    before, config = (dict(label="", measure="", ablation="zero") | x for x in (before, config)) # their defaults are left out
     if set(before) != set(config):
         raise InputError(f"out = '{out}' holds a repair of another version of this package, or its config.json "
                          "was changed: name another folder")
@@ -107,8 +108,10 @@ def _check_data(
 ):
     "Refuse prompts, text or a scorer that cannot be read."
     with disk_errors("prompts or text"):
-        for split in load_prompts(settings.prompts, settings.axis): load_text(settings.text, split)
-    if settings.scorer != "next word": load_scorer(settings.scorer, label=settings.label or None)
+        if settings.measure: parts = load_pairs(settings.measure, settings.axis)
+        else: parts = load_prompts(settings.prompts, settings.axis)
+        for split in parts: load_text(settings.text, split)
+    if settings.scorer != "next word" and not settings.measure: load_scorer(settings.scorer, label=settings.label or None)
 
 # %% ../../nbs/app/00_job.ipynb #c016
 def _check_method_options(

@@ -81,6 +81,7 @@ def repair(
     *,
     axis:str="gender",     # what the prompts differ in: gender, race, age, ...
     prompts:str="",        # your prompts, a CSV with the columns text, axis, group; left out: HolisticBias
+    measure:str="",        # winobias, winogender, crows-pairs, or pairs:yours.csv (more, less, group); left out: toxicity
     text:str="",           # your held-out text, a file; left out: WikiText-2
     scorer:str="",         # alt-profanity, words:this,that, or a classifier: unitary/unbiased-toxic-roberta
     label:str="",          # the classifier's label that means toxic; left out: toxicity, toxic or the only one
@@ -96,8 +97,8 @@ def repair(
     progress:bool=True,    # show bars
 ) -> RepairResult:         # its `checkpoint` is the folder of the saved model, or None
     "Make a language model fairer by dropping attention heads, and report how certain the change is."
-    job = check_job(model, out, axis=axis, prompts=prompts, text=text, scorer=scorer, label=label, method=method,
-                    epsilon=epsilon, budget=budget, rounds=rounds, search_states=search_states, seed=seed,
+    job = check_job(model, out, axis=axis, prompts=prompts, measure=measure, text=text, scorer=scorer,
+                    label=label, method=method, epsilon=epsilon, budget=budget, rounds=rounds, search_states=search_states, seed=seed,
                     dtype=dtype, save_candidate=save_candidate, ablation=ablation)
     with claim_folder(job), stop_at_once(), Store(job.out/"measured.sqlite") as store:
         lm = load(job.model, dtype=job.settings.dtype)

@@ -21,16 +21,16 @@ def _tiles(
     result:RepairResult,
 ) -> list: # (large text, small text)
     "Choose the numbers to be shown large."
-    table = result.table.set_index("measure")
+    table, other = result.table.set_index("measure"), "share preferred" if result.job.settings.measure else "toxicity"
     if not result.drop_mask.any():
-        found = [(format_number(table.loc[m, "original"]), m) for m in ("bias", "toxicity", "perplexity")]
+        found = [(format_number(table.loc[m, "original"]), m) for m in ("bias", other, "perplexity")]
         return found + [(format_p(result.original_p), "p: chance of such a bias if groups were alike")]
     def describe(measure):
         row = table.loc[measure]
         values = f"{format_number(row['original'])} → {format_number(row['changed'])}"
         return format_change(row), f"{measure} ({values})"
     heads = f"{result.drop_mask.sum()} of {result.drop_mask.size}", "heads dropped"
-    return [describe(m) for m in ("bias", "perplexity", "toxicity")] + [heads]
+    return [describe(m) for m in ("bias", "perplexity", other)] + [heads]
 
 # %% ../../nbs/app/07_report_card.ipynb #c011
 def _embed(

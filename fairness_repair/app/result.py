@@ -16,6 +16,7 @@ from .job import Job
 from .verdict import N_RESAMPLES, format_number, format_p
 from ..core import slug
 from ..language.heads import mask_to_heads
+from ..language.sentence_pairs import pair_limits
 
 # %% ../../nbs/app/04_result.ipynb #c005
 @dataclass(repr=False)
@@ -110,13 +111,14 @@ def _scorer_limit(
 # %% ../../nbs/app/04_result.ipynb #c022
 def _change_limits(result) -> list: # sentences
     "List the limits of a change."
-    rows = result.table.set_index("measure")
-    bias, per_toxicity, toxicity, perplexity = (rows.loc[name] for name in ("bias", "bias / toxicity", "toxicity", "perplexity"))
+    rows, unit = result.table.set_index("measure"), "pairs" if result.job.settings.measure else "prompts"
+    bias, perplexity = rows.loc["bias"], rows.loc["perplexity"]
     smallest, limit = bias["detectable"], result.job.settings.max_perplexity_ratio
-    found = ["So few prompts could miss even a repair that removes the whole bias." if np.isnan(smallest) else
-             f"So many prompts show a fall of bias by {format_number(smallest)} in four of five cases; "
+    found = [f"So few {unit} could miss even a repair that removes the whole bias." if np.isnan(smallest) else
+             f"So many {unit} show a fall of bias by {format_number(smallest)} in four of five cases; "
              "a smaller one is likely to be missed."]
-    if toxicity["change_ci_high"] < 0 and not per_toxicity["changed"] < .95*per_toxicity["original"]:
+    if "toxicity" in rows.index and rows["change_ci_high"]["toxicity"] < 0 \
+            and not rows["changed"]["bias / toxicity"] < .95*rows["original"]["bias / toxicity"]:
         found.append("Toxicity fell for all groups alike: in proportion to it, bias did not fall. "
                      "Less toxic is not fairer.")
     if perplexity["changed"] > limit*perplexity["original"]:
@@ -129,12 +131,13 @@ def list_limits(
 ) -> list: # sentences
     "List what a result does not show."
     s, sizes = result.job.settings, result.data_sizes
-    found = [_scorer_limit(s.scorer),
-             f"Bias was measured with {sizes['prompts']:,} prompts ({sizes['distinct']:,} of them distinct) "
-             f"on {s.axis}, in {sizes['groups']} groups; other biases were not measured and may have grown."]
+    data = f"{sizes['prompts']:,} prompts ({sizes['distinct']:,} of them distinct) on {s.axis}, in {sizes['groups']} groups"
+    if s.measure: data = f"{sizes['prompts']:,} sentence pairs of {sizes['distinct']:,} templates ({s.bias_name})"
+    found = [pair_limits(s.measure) if s.measure else _scorer_limit(s.scorer),
+             f"Bias was measured with {data}; other biases were not measured and may have grown."]
     if not result.original_p < .05:
-        p = format_p(result.original_p)
-        found.append(f"The original model's own bias is not significant on these prompts (p = {p}).")
+        p, unit = format_p(result.original_p), "pairs" if s.measure else "prompts"
+        found.append(f"The original model's own bias is not significant on these {unit} (p = {p}).")
     n_layers, n_heads = result.grid
     if np.min(n_heads) == 0:
         with_heads = ", ".join(str(layer) for layer in np.flatnonzero(n_heads))
@@ -155,24 +158,37 @@ def _describe_search(job) -> dict: # name -> text
                     f"perplexity up to x {s.max_perplexity_ratio:g}",
             "protected heads": f"{100*s.protected_share:.0f} %, those that fluency needs most"}
 
+def _describe_pairs(result, others) -> dict: # name -> text
+    "Describe how a preference was measured."
+    s, sizes = result.job.settings, result.data_sizes
+    return {"sentence pairs": f"{s.bias_name}: {sizes['prompts']:,} for the report, of {sizes['distinct']:,} templates, {others}",
+            "bias": "absolute mean of log p(more stereotyped) - log p(less stereotyped), in nats; intervals and p: t-tests "
+                    "over templates, of the difference and the sum of the two models' preferences"}
+
+def _describe_toxicity(result, others) -> dict: # name -> text
+    "Describe how toxicity was measured."
+    s, sizes = result.job.settings, result.data_sizes
+    scorer = slug(s.scorer) if "/" in s.scorer else s.scorer
+    if s.scorer == "next word": scorer = "probability that the next word is an insult"
+    else: scorer += f", of the {s.score_on}, {s.new_tokens} tokens"
+    return {
+        "prompts": f"{slug(s.prompts)}, {s.axis}: {sizes['prompts']:,} for the report, {others}",
+        "toxicity": scorer,
+        "bias": "root of the summed squared distances of the groups' toxicity from their mean, less what sampling "
+                "adds; interval and p: paired, leaving out each prompt with all its draws",
+        "bias as published": "sum of the absolute distances: it contains sampling noise and decides nothing here"}
+
 def describe_settings(
     result:RepairResult,
 ) -> dict: # name -> text
     "Describe how a result was measured."
-    s, sizes = result.job.settings, result.data_sizes
+    s, tokens = result.job.settings, result.data_sizes["tokens"]
     searched = len(result.searched_states) > 0
     search = _describe_search(result.job) if searched else {"heads": "not searched"}
     others = "others for search and selection" if searched else "others to decide whether to search"
-    scorer = slug(s.scorer) if "/" in s.scorer else s.scorer
-    if s.scorer == "next word": scorer = "probability that the next word is an insult"
-    else: scorer += f", of the {s.score_on}, {s.new_tokens} tokens"
     means = f"keep their mean output over the part of {slug(s.text)} that is for search (mean ablation)"
     ablation = {"dropped heads": means} if result.job.ablation == "mean" else {}
-    return {"model": result.model} | search | ablation | {
-        "prompts": f"{slug(s.prompts)}, {s.axis}: {sizes['prompts']:,} for the report, {others}",
-        "toxicity": scorer,
-        "perplexity": f"{slug(s.text)}, {sizes['tokens']:,} tokens for the report",
-        "bias": "root of the summed squared distances of the groups' toxicity from their mean, less what sampling "
-                "adds; interval and p: paired, leaving out each prompt with all its draws",
-        "bias as published": "sum of the absolute distances: it contains sampling noise and decides nothing here",
+    measure = _describe_pairs if s.measure else _describe_toxicity
+    return {"model": result.model} | search | ablation | measure(result, others) | {
+        "perplexity": f"{slug(s.text)}, {tokens:,} tokens for the report",
         "other intervals and p": f"paired: {N_RESAMPLES:,} bootstrap samples, {N_RESAMPLES:,} permutations"}

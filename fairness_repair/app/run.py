@@ -21,7 +21,6 @@ from ..disparity import root_disparity
 from ..language.evaluator import Counts, Evaluator
 from ..language.heads import mask_to_heads
 from ..language.models import LM
-from ..metrics import group_means
 from ..states import SearchSpace, random_states, state_to_hex
 from ..store import Store
 
@@ -30,17 +29,15 @@ def _compare_groups(
     report:Evaluator, # evaluator on held-out data
     drop_mask,    # bool (n,)
 ) -> pd.DataFrame: # a row per group; n, mean and se for original and changed
-    "Compute each group's toxicity before and after."
-    masks, groups = dict(original=np.zeros_like(drop_mask), changed=drop_mask), report.toxicity.groups
-    return pd.concat({name: group_means(report.scores(m), groups) for name, m in masks.items()}, axis=1)
+    "Compute each group's toxicity or preference before and after."
+    masks = dict(original=np.zeros_like(drop_mask), changed=drop_mask)
+    return pd.concat({name: report.toxicity.group_table(report.scores(m)) for name, m in masks.items()}, axis=1)
 
 def _count_data(
     report:Evaluator,
 ) -> dict: # as in `RepairResult.data_sizes`
     "Count the prompts, groups and tokens of the report."
-    texts, groups = report.toxicity.texts, report.toxicity.groups
-    return dict(prompts=len(texts), distinct=len(set(texts)), groups=len(set(groups)),
-                tokens=int(report.text.scored.sum()))
+    return report.toxicity.counts() | dict(tokens=int(report.text.scored.sum()))
 
 # %% ../../nbs/app/05_run.ipynb #c009
 def _relative_to_original(
@@ -108,7 +105,7 @@ def run_job(
         choice, found = _measure(job, evaluators, progress)
         bar.total = bar.n
     s, mask = job.settings, choice.drop_mask
-    verdict = judge(found["table"], mask, axis=s.axis, limit=s.max_perplexity_ratio, reason=choice.reason)
+    verdict = judge(found["table"], mask, axis=s.bias_name, limit=s.max_perplexity_ratio, reason=choice.reason)
     counts = sum((e.counts for e in evaluators.values()), Counts())
     record = provenance(config=job.config, weights=lm.weights_hash(), status=verdict.status,
                         verdict=verdict.sentence, dropped=mask_to_heads(mask, lm.n_layers, lm.n_heads),

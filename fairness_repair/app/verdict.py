@@ -11,6 +11,7 @@ import numpy as np, pandas as pd
 
 from ..disparity import direction
 from ..language.evaluator import Evaluator
+from ..language.pair_preference import PairPreference
 from ..metrics import paired_change_test
 
 # %% ../../nbs/app/03_verdict.ipynb #c006
@@ -29,27 +30,28 @@ def _perplexity_change(before, after, scored) -> dict: # as from `paired_change_
     return paired_change_test(before, after, perplexity, strata=strata, n_resamples=N_RESAMPLES)
 
 # %% ../../nbs/app/03_verdict.ipynb #c007
+def _toxicity_rows(report, masks) -> pd.DataFrame: # all measures but perplexity
+    old, new = (report.row(m) for m in masks)
+    before, after = (report.scores(m) for m in masks)
+    bias = report.toxicity.bias_change(before, after)
+    rows = [bias, dict(original=old["bias"], repaired=new["bias"]), # no interval: its noise depends on toxicity
+            {k: bias[k]/max(row["toxicity"], 1e-12) for k, row in dict(original=old, repaired=new).items()},
+            _toxicity_change(before, after, report.toxicity.groups)]
+    return pd.DataFrame(rows).assign(measure=MEASURES[:-1])
+
 def compare(
     report:Evaluator, # evaluator on held-out data
     drop_mask,    # of the changed model, bool (n,)
 ) -> pd.DataFrame: # measure, original, changed, change, change_ci_low, change_ci_high, p, detectable
-    "Compare the changed model with the original on held-out data."
-    masks = np.zeros_like(drop_mask), drop_mask
-    text = report.text
-    old, new = (report.row(m) for m in masks)
-    before, after = (report.scores(m) for m in masks)
-    nll_before, nll_after = (report.numbers(text, m) for m in masks)
-    bias = report.toxicity.bias_change(before, after)
-    table = pd.DataFrame([
-        bias,
-        dict(original=old["bias"], repaired=new["bias"]), # no interval: its noise depends on toxicity
-        {k: bias[k]/max(row["toxicity"], 1e-12) for k, row in dict(original=old, repaired=new).items()},
-        _toxicity_change(before, after, report.toxicity.groups),
-        _perplexity_change(nll_before, nll_after, text.scored)])
-    table = table.rename(columns=dict(repaired="changed"))
+    "Compare the changed model with the original on held-out data; bias is the first row, perplexity the last."
+    masks, text = (np.zeros_like(drop_mask), drop_mask), report.text
+    if isinstance(report.toxicity, PairPreference): rows = report.toxicity.compare(*map(report.scores, masks))
+    else: rows = _toxicity_rows(report, masks)
+    nll = (report.numbers(text, m) for m in masks)
+    perplexity = pd.DataFrame([_perplexity_change(*nll, text.scored)]).assign(measure="perplexity")
+    table = pd.concat([rows, perplexity], ignore_index=True).rename(columns=dict(repaired="changed"))
     table["change"] = table["changed"] - table["original"]
-    table.insert(0, "measure", MEASURES)
-    return table
+    return table[["measure", *table.columns.drop("measure")]]
 
 # %% ../../nbs/app/03_verdict.ipynb #c011
 def format_number(
@@ -84,12 +86,13 @@ class Verdict(NamedTuple):
 
 def _describe_change(table, axis, limit) -> str:
     "Describe the changes of bias and perplexity, with the interval."
-    bias, published, perplexity = table.iloc[0], table.iloc[1], table.iloc[-1]
+    bias, other, perplexity = table.iloc[0], table.iloc[1], table.iloc[-1]
     ends = f"{format_number(bias['change_ci_low'])} to {format_number(bias['change_ci_high'])}"
     if pd.isna(bias["change_ci_low"]): ends = "unknown, as a group has only two prompts"
     values, sums = (f"from {format_number(row['original'])} to {format_number(row['changed'])}"
-                    for row in (bias, published))
-    text = (f"{values} ({format_change(bias)}; 95 % interval of the change {ends}; as published {sums}), "
+                    for row in (bias, other))
+    what = other["measure"].removeprefix("bias ") # as published; preference
+    text = (f"{values} ({format_change(bias)}; 95 % interval of the change {ends}; {what} {sums}), "
             f"at {format_change(perplexity)} perplexity")
     if perplexity["changed"] <= limit*perplexity["original"]: return text
     return text + f", which is more than the {100*(limit - 1):+.0f} % that a repair may cost"

@@ -225,5 +225,6 @@ def window_gradients(
         return [torch.where((at >= starts) & (at < ends), nll.view(len(part), -1), 0.).sum(1)]
     return gate_gradients(lm, values, [len(w.ids) for w in windows], gates, batch_size=batch_size)[0]
 
+# %% ../../nbs/language/18_head_gradients.ipynb #c017w
 @patch
 def gradients(self:TextPerplexity, lm:LM, gates) -> np.ndarray: return window_gradients(lm, self.windows, gates)

@@ -21,7 +21,8 @@ from .generation import ForwardPass, generation_passes, length_batches, make_sam
 from .generation import map_batches, parallel_map, sample_continuations
 from .likelihood import batch_nll, fasp_windows, reading_passes, sliding_windows
 from .likelihood import window_nll
-from ..metrics import bias_p_value, encode_groups, group_disparity, noise_corrected_bias, noise_floor
+from ..metrics import bias_p_value, encode_groups, group_disparity, group_means
+from ..metrics import noise_corrected_bias, noise_floor
 from ..metrics import perplexity as mean_perplexity
 from .models import LM
 from .overflow import not_finite_error
@@ -160,6 +161,14 @@ def bias_interval(self:GroupMetric, scores) -> dict: # squares, ci_low, ci_high
 @patch
 def bias_p_value(self:GroupMetric, scores) -> float: # by permutation of prompts
     return bias_p_value(*average_draws(scores, self.groups, self.prompt_index))
+
+@patch
+def group_table(self:GroupMetric, scores) -> pd.DataFrame: # a row per group: n, mean, se
+    return group_means(scores, self.groups)
+
+@patch
+def counts(self:GroupMetric) -> dict: # of rows, distinct prompts and groups
+    return dict(prompts=len(self.texts), distinct=len(set(self.texts)), groups=len(set(self.groups)))
 
 # %% ../../nbs/language/10_model_metrics.ipynb #c017
 class SampledToxicity(GroupMetric):

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 
-from ..core import InputError, check_value, paths, unknown_name_message
+from ..core import InputError, check_value, paths, slug, unknown_name_message
 from ..language.evaluator import Evaluator
 from ..language.model_metrics import NextTokenToxicity, SampledToxicity, TextPerplexity
 from ..language.models import LM, MODELS_WITH_PROMPTS
@@ -55,6 +55,9 @@ class ExperimentConfig:
     label: str = ""               # the classifier's label that means toxic; "": toxicity, toxic or the only one
     measure: str = ""             # sentence pairs, as for `load_pairs`; "": toxicity after the prompts
 
+    @property
+    def bias_name(self) -> str: return f"{slug(self.measure.removeprefix(OWN_PAIRS))} {self.axis}".strip()
+
 # %% ../../nbs/pruning/03_experiment.ipynb #c007
 PRESETS = {name: ExperimentConfig(
     prompts=name, text=name, scorer="next word", dtype="float32", search_prompts_per_group=12,
@@ -83,18 +86,19 @@ def check_measure(
     model:str, # as for `load`
     config:ExperimentConfig,
     given,     # names of the fields that were given
-):
+) -> str:      # the axis: the usual "gender" is "all" where no group of pairs has that name
     "Refuse pairs that cannot be read, in a language that the model does not know, or with settings for prompts."
     if wrong := [name for name in ("prompts", "scorer", "label") if name in given]:
         raise InputError(f"measure = {config.measure!r} compares sentences: leave {wrong[0]} out, or leave measure out")
-    toy = model in MODELS_WITH_PROMPTS
+    toy, pairs = model in MODELS_WITH_PROMPTS, load_pairs(config.measure, config.axis)
     if toy and config.measure != "planted" and not config.measure.startswith(OWN_PAIRS):
         raise InputError(f"measure = {config.measure!r}: {model} knows the words of its own language only: use measure "
                          "'planted', or a model such as smollm2-135m")
     if config.measure == "planted" and not toy:
         raise InputError(f"measure = 'planted' is in the language of {' and '.join(MODELS_WITH_PROMPTS)}: {model} does "
                          "not know it")
-    load_pairs(config.measure, config.axis)
+    groups = {group for part in pairs.values() for group in part["group"]}
+    return config.axis if config.axis in groups else "all"
 
 # %% ../../nbs/pruning/03_experiment.ipynb #c007c
 def make_config(
@@ -105,7 +109,7 @@ def make_config(
     wanted = {k: v for k, v in changes.items() if v not in ("", -1)}
     if "measure" in wanted: wanted = PAIR_SIZES | wanted
     config = _check_fields(replace(PRESETS.get(model, ExperimentConfig()), **wanted))
-    if config.measure: check_measure(model, config, wanted)
+    if config.measure: config = replace(config, axis=check_measure(model, config, wanted))
     if config.label and config.scorer == "next word":
         raise InputError(f"label = {config.label!r}: only a classifier has labels; name one with scorer")
     if config.min_dropped_share > config.max_dropped_share:
