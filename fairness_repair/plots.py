@@ -34,6 +34,7 @@ METHOD_LABELS = {
     "single, paper": "single neuron, as published", "random": "random search",
     "control": "random heads, same number"}
 
+# %% ../nbs/05_plots.ipynb #c005b
 def set_theme():
     "Set the style of every figure."
     sns.set_theme(style="ticks", context="notebook", rc={
