@@ -54,7 +54,7 @@ def _check_config(
     "Refuse a folder that another repair has written."
     try: before = dict(json.loads((out/"config.json").read_text(encoding="utf-8")))
     except (ValueError, TypeError): before = {} # edited or damaged
-    before, config = (dict(label="", measure="", ablation="zero") | x for x in (before, config)) # their defaults are left out
+    before, config = (dict(label="", measure="", draws=0, ablation="zero") | x for x in (before, config)) # their defaults are left out
     if set(before) != set(config):
         raise InputError(f"out = '{out}' holds a repair of another version of this package, or its config.json "
                          "was changed: name another folder")

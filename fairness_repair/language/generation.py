@@ -131,10 +131,12 @@ def parallel_map(
     lm:LM, # that does the work
 ) -> list: # work(item) for each
     "Do independent work on as many cores as torch may use, each item on one core; a lone float32 item has all."
-    cores, alone = torch.get_num_threads(), len(items) == 1 and lm.dtype == torch.float32
-    if cores == 1 or alone or is_latency_bound(lm): return [work(item) for item in items]
-    pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
-    try: return list(pool.map(work, items))
+    cores, small = torch.get_num_threads(), is_latency_bound(lm)
+    alone = len(items) == 1 and lm.dtype == torch.float32 and not small
+    if cores == 1 or alone or lm.device.type != "cpu": return [work(item) for item in items]
+    torch.set_num_threads(1) # of a small model: its threads would wait for each other on a busy machine
+    pool = ThreadPoolExecutor(1 if small else cores, initializer=torch.set_num_threads, initargs=(1,))
+    try: return [work(item) for item in items] if small else list(pool.map(work, items))
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(cores)

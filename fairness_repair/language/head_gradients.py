@@ -14,8 +14,9 @@ from fastcore.basics import patch
 from transformers.cache_utils import DynamicLayer
 
 from .control_variates import ControlledToxicity, draw_continuations, score_steps
-from .generation import (
-    distinct_rows, forward_accepts, length_batches, make_cache, pad_prompts, read_batch, split_on_oom)
+from fairness_repair.language.generation import (
+    distinct_rows, forward_accepts, is_latency_bound, length_batches, make_cache, pad_prompts, parallel_map, read_batch,
+    split_on_oom)
 from .heads import attention_output_projections, means_of, temporary_hooks
 from .model_metrics import NextTokenToxicity, TextPerplexity
 from .models import LM
@@ -79,7 +80,9 @@ def gate_gradients(
         return [torch.autograd.grad(value.sum(), gates, retain_graph=i + 1 < len(found))[0].cpu().numpy()
                 for i, value in enumerate(found)]
     with weights_frozen(lm.model):
-        parts = [done for part in length_batches(lengths, batch_size) for done in split_on_oom(work, part)]
+        batches, one = length_batches(lengths, batch_size), lambda part: split_on_oom(work, part)
+        found = parallel_map(one, batches, lm) if is_latency_bound(lm) else map(one, batches)
+        parts = [done for some in found for done in some]
     order = np.argsort(np.concatenate([part for part, _ in parts]))
     return [np.concatenate(arrays)[order] for arrays in zip(*(found for _, found in parts))]
 

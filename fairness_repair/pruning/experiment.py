@@ -13,12 +13,13 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 
 from ..core import InputError, check_value, paths, slug, unknown_name_message
+from ..language.control_variates import ControlledToxicity
 from ..language.evaluator import Evaluator
 from ..language.model_metrics import NextTokenToxicity, SampledToxicity, TextPerplexity
 from ..language.models import LM, MODELS_WITH_PROMPTS
 from ..language.pair_preference import PairPreference
 from ..toy_models.grammar import INSULTS
-from ..language.prompts import load_prompts, sample_prompts
+from ..language.prompts import load_prompts, repeat_prompts, sample_prompts
 from ..language.sentence_pairs import OWN_PAIRS, load_pairs, sample_pairs
 from ..states import SearchSpace
 from ..language.subsampling import Subsampling
@@ -54,6 +55,7 @@ class ExperimentConfig:
     data_share: float = 1.        # the paper's eta: share of the search data drawn for each state
     label: str = ""               # the classifier's label that means toxic; "": toxicity, toxic or the only one
     measure: str = ""             # sentence pairs, as for `load_pairs`; "": toxicity after the prompts
+    draws: int = 0                # continuations per prompt, less their chance part; 0: one, as published
 
     @property
     def bias_name(self) -> str: return f"{slug(self.measure.removeprefix(OWN_PAIRS))} {self.axis}".strip()
@@ -110,6 +112,9 @@ def make_config(
     if "measure" in wanted: wanted = PAIR_SIZES | wanted
     config = _check_fields(replace(PRESETS.get(model, ExperimentConfig()), **wanted))
     if config.measure: config = replace(config, axis=check_measure(model, config, wanted))
+    if config.draws and (config.measure or config.scorer == "next word"):
+        raise InputError(f"draws = {config.draws}: {config.measure or 'next word'} is measured without sampling, "
+                         "so leave draws out, or name another scorer")
     if config.label and config.scorer == "next word":
         raise InputError(f"label = {config.label!r}: only a classifier has labels; name one with scorer")
     if config.min_dropped_share > config.max_dropped_share:
@@ -129,9 +134,9 @@ RECORD_NAMES = dict( # field -> its name in records, where the two differ; these
 
 @patch
 def to_record(self:ExperimentConfig) -> dict: # stored name -> value
-    "List the settings as results and folders of all versions name them; label and measure only if given."
+    "List the settings as results and folders of all versions name them; label, measure and draws only if given."
     found = {RECORD_NAMES.get(name, name): value for name, value in asdict(self).items()}
-    return {name: value for name, value in found.items() if value or name not in ("label", "measure")}
+    return {name: value for name, value in found.items() if value or name not in ("label", "measure", "draws")}
 
 # %% ../../nbs/pruning/03_experiment.ipynb #c010
 def search_space(
@@ -190,11 +195,13 @@ def build_toxicity(
 ):             # a metric
     "Build the metric of toxicity after prompts."
     rows = load_prompts(settings.prompts, settings.axis)[split]
-    if n: rows = sample_prompts(rows, n, rng=seed)
+    rows = sample_prompts(rows, n, rng=seed) if n else rows.assign(draw=0)
     if settings.scorer == "next word": return NextTokenToxicity(lm, rows, INSULTS)
     scorer = load_scorer(settings.scorer, label=settings.label or None)
-    return SampledToxicity(rows, scorer, new_tokens=settings.new_tokens, seed=seed, score_on=settings.score_on,
-                           batch_size=ROWS_PER_PASS.get(lm.device.type))
+    options = dict(new_tokens=settings.new_tokens, seed=seed, score_on=settings.score_on,
+                   batch_size=ROWS_PER_PASS.get(lm.device.type))
+    if settings.draws: return ControlledToxicity(repeat_prompts(rows, settings.draws), scorer, **options)
+    return SampledToxicity(rows, scorer, **options)
 
 def build_preference(settings:ExperimentConfig, lm:LM, split:str, *, n:int, seed:int):
     "Build the metric of sentence pairs; the parameters are those of `build_toxicity`."

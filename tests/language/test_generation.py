@@ -89,12 +89,14 @@ configs = dict(gpt2=GPT2Config(n_layer=2, n_embd=256, n_head=8, vocab_size=40000
 lm = LM("x", AutoModelForCausalLM.from_config(configs[sys.argv[1]]).eval(), load("tiny").tokenizer)
 def peak(): # of this program; getrusage also counts the one that started it
     return 1024*int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+def forget(): # the peak so far, of loading the model for instance
+    with open("/proc/self/clear_refs", "w") as f: f.write("5")
 rows, found = [list(range(2, 58))]*96, {}
-before = peak()
+forget(); before = peak()
 with torch.inference_mode(): generation.continue_batch(lm, rows, torch.arange(96), 8)
 found["write"] = (peak() - before)/96/generation.row_bytes(lm, 64)
 windows = [Window(tuple(range(64)), 1)]*48
-window_nll(lm, windows[:1]); before = peak()
+window_nll(lm, windows[:1]); forget(); before = peak()
 whole = window_nll(lm, windows, tokens=48*64)
 found["read"] = (peak() - before)/48/generation.row_bytes(lm, 64, n_scored=64)
 here = int(open("/proc/self/statm").read().split()[0])*resource.getpagesize()
@@ -118,6 +120,6 @@ def test_memory_is_foretold_and_running_out_survived(family):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert .2 < found["write"] < 1.2 and .2 < found["read"] < 1.2
+    for peak in (found["write"], found["read"]): assert .2 < peak < 1.6 # half of the free memory is used: up to 2 is safe
     assert found["tried"][0] == 48 and max(found["tried"][1:]) >= 6 and len(found["tried"]) > 2
     assert found["error"] < 1e-2

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np, pytest
 
+from fairness_repair.core import InputError
+from fairness_repair.language.control_variates import ControlledToxicity
 from fairness_repair.language.models import load
 from fairness_repair.language.prompts import load_prompts
 from fairness_repair.language.subsampling import Subsampling
@@ -160,9 +162,16 @@ def test_settings_are_recorded_under_their_first_names():
              "search_tokens selection_tokens report_tokens epsilon limit protect least most budget keep "
              "seeds eta").split()
     assert list(ExperimentConfig().to_record()) == names
-    stored = {name: value for name, value in asdict(ExperimentConfig()).items() if name not in ("label", "measure")} # only if given
+    stored = {name: value for name, value in asdict(ExperimentConfig()).items() if name not in ("label", "measure", "draws")} # only if given
     assert list(ExperimentConfig().to_record().values()) == list(stored.values())
     assert ExperimentConfig(label="toxic").to_record()["label"] == "toxic"
+
+def test_draws_are_controlled_continuations(tiny):
+    with pytest.raises(InputError, match="draws = 2: next word is measured without sampling"): make_config("tiny", draws=2)
+    settings = make_config("tiny", scorer="words:vile,lazy", draws=2)
+    metric = build_evaluator(settings, tiny, "search", prompts=3, tokens=100).toxicity
+    assert type(metric) is ControlledToxicity and len(metric.texts) == 2*len(set(metric.texts)) == 24
+    assert settings.to_record()["draws"] == 2
 
 
 @pytest.mark.parametrize("row, interval, says", [
