@@ -14,9 +14,8 @@ from fastcore.basics import patch
 from transformers.cache_utils import DynamicLayer
 
 from .control_variates import ControlledToxicity, draw_continuations, score_steps
-from fairness_repair.language.generation import (
-    distinct_rows, forward_accepts, is_latency_bound, length_batches, make_cache, pad_prompts, parallel_map, read_batch,
-    split_on_oom)
+from .generation import distinct_rows, forward_accepts, is_latency_bound, length_batches
+from .generation import make_cache, pad_prompts, parallel_map, read_batch, split_on_oom
 from .heads import attention_output_projections, means_of, temporary_hooks
 from .model_metrics import NextTokenToxicity, TextPerplexity
 from .models import LM
