@@ -7,7 +7,7 @@ __all__ = ['paths', 'LOCK_FILES', 'PARAMETER_KINDS', 'recorded_packages', 'Input
            'one_line', 'unknown_name_message', 'free_bytes', 'disk_errors', 'check_output_folder', 'write_whole',
            'hold_folder', 'registry', 'sha256', 'check_sha256', 'fetch', 'pick_device', 'check_value', 'parse_value',
            'parse_list', 'literal_assignments', 'check_parameters', 'Budget', 'head_commit', 'git_commit', 'hardware',
-           'provenance']
+           'one_thread', 'provenance']
 
 # %% ../nbs/00_core.ipynb #c002
 import ast, builtins, csv, difflib, errno, gzip, hashlib, json, math, os, platform, re, shutil, sqlite3
@@ -517,6 +517,16 @@ def hardware() -> str: # one line
     import torch # here, not at the top: reading tables and stores must not load torch
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return f"{device}, {os.cpu_count()} cores"
+
+# %% ../nbs/00_core.ipynb #t002
+@contextmanager
+def one_thread():
+    "Let torch compute with one thread inside a `with` block, or in a decorated function."
+    import torch # as in `hardware`
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(threads)
 
 # %% ../nbs/00_core.ipynb #c036
 recorded_packages = ("fairness_repair", "torch", "transformers", "datasets", "numpy", "pandas", "scipy",

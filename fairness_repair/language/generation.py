@@ -16,7 +16,7 @@ from typing import Callable, NamedTuple
 import numpy as np, psutil, torch, transformers
 from fastcore.meta import delegates
 
-from ..core import InputError
+from ..core import InputError, one_thread
 from .attention import NO_CACHE_FAMILIES, UNPADDED_FAMILIES, of_layer
 from .models import LM
 from .overflow import not_finite_error
@@ -134,9 +134,10 @@ def parallel_map(
     cores, small = torch.get_num_threads(), is_latency_bound(lm)
     alone = len(items) == 1 and lm.dtype == torch.float32 and not small
     if cores == 1 or alone or lm.device.type != "cpu": return [work(item) for item in items]
-    torch.set_num_threads(1) # of a small model: its threads would wait for each other on a busy machine
-    pool = ThreadPoolExecutor(1 if small else cores, initializer=torch.set_num_threads, initargs=(1,))
-    try: return [work(item) for item in items] if small else list(pool.map(work, items))
+    if small:
+        with one_thread(): return [work(item) for item in items]
+    pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
+    try: return list(pool.map(work, items))
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(cores)

@@ -16,7 +16,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ..core import InputError, unknown_name_message
+from ..core import InputError, one_thread, unknown_name_message
 
 # %% ../../nbs/pruning/00_surrogates.ipynb #c005
 PERPLEXITY_PENALTY = 2. # cost of each unit of perplexity ratio above the limit, measured or predicted
@@ -48,6 +48,7 @@ class Scaling:
         return np.exp(y) if self.log else y
 
 # %% ../../nbs/pruning/00_surrogates.ipynb #c009
+@one_thread()
 def _train(
     net, x, y, held_out, *, lr, epochs, patience, batch_size, generator, # held_out: states and targets
 ) -> nn.Sequential: # the network, with its best weights

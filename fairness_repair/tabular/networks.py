@@ -16,7 +16,7 @@ from sklearn.neural_network import MLPClassifier
 from torch import nn
 from tqdm import tqdm
 
-from ..core import InputError, fetch, paths, registry, unknown_name_message
+from ..core import InputError, fetch, one_thread, paths, registry, unknown_name_message
 
 # %% ../../nbs/tabular/03_networks.ipynb #c005
 def make_mlp(
@@ -153,10 +153,11 @@ def _train(network, X, y, X_val, y_val, recipe, epochs, patience, progress) -> t
     X, y = torch.from_numpy(X), torch.from_numpy(y).float()
     optimiser, schedule = _optimiser(network, recipe, epochs)
     best, kept, stop_reason = dict(val_f1=-1., best_epoch=0), None, "epochs"
+    train_once = one_thread()(_epoch) if recipe.batch_size else _epoch # all rows at once are work for all threads
     with tqdm(range(1, epochs + 1), unit="epoch", disable=not progress) as bar:
         try:
             for epoch in bar:
-                _epoch(network, X, y, recipe, optimiser)
+                train_once(network, X, y, recipe, optimiser)
                 f1 = float(_f1(predict(network, X_val), y_val))
                 if f1 > best["val_f1"]:
                     best, kept = dict(val_f1=f1, best_epoch=epoch), copy.deepcopy(network.state_dict())
