@@ -9,6 +9,7 @@ __all__ = ['TRAINING_RECIPES', 'DROP_MODES', 'make_mlp', 'predict_proba', 'predi
 
 # %% ../../nbs/tabular/03_networks.ipynb #c002
 import copy, os, tarfile, tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -108,11 +109,12 @@ def _f1(predicted, y): return 2*(predicted & y).sum()/max(1, predicted.sum() + y
 def _epoch(network, X, y, recipe, optimiser):
     "Train over all rows once."
     network.train()
-    for rows in _batches(y, recipe):
-        loss = nn.functional.binary_cross_entropy_with_logits(network(X[rows])[:, 0], y[rows])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+    with one_thread() if recipe.batch_size else nullcontext(): # all rows at once are work for all threads
+        for rows in _batches(y, recipe):
+            loss = nn.functional.binary_cross_entropy_with_logits(network(X[rows])[:, 0], y[rows])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
 
 # %% ../../nbs/tabular/03_networks.ipynb #c016
 def train_on_rows(
@@ -153,11 +155,10 @@ def _train(network, X, y, X_val, y_val, recipe, epochs, patience, progress) -> t
     X, y = torch.from_numpy(X), torch.from_numpy(y).float()
     optimiser, schedule = _optimiser(network, recipe, epochs)
     best, kept, stop_reason = dict(val_f1=-1., best_epoch=0), None, "epochs"
-    train_once = one_thread()(_epoch) if recipe.batch_size else _epoch # all rows at once are work for all threads
     with tqdm(range(1, epochs + 1), unit="epoch", disable=not progress) as bar:
         try:
             for epoch in bar:
-                train_once(network, X, y, recipe, optimiser)
+                _epoch(network, X, y, recipe, optimiser)
                 f1 = float(_f1(predict(network, X_val), y_val))
                 if f1 > best["val_f1"]:
                     best, kept = dict(val_f1=f1, best_epoch=epoch), copy.deepcopy(network.state_dict())
