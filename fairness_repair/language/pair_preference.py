@@ -14,8 +14,7 @@ from scipy import stats
 from ..core import InputError
 from ..disparity import root_disparity
 from .generation import length_batches
-from .head_gradients import RowGradients, window_gradients
-from .heads import heads_dropped
+from .head_gradients import RowGradients, as_gates, heads_gated, window_gradients
 from .likelihood import Window, batch_nll, reading_passes, window_nll
 from .model_metrics import GroupMetric, Piece, digest, tokenizer_hash
 from .models import LM, MODELS_WITH_PROMPTS
@@ -224,5 +223,5 @@ def gradients(self:PairPreference,
 ) -> RowGradients: # nothing is indirect
     "Compute the gradient of each sentence's log-likelihood."
     direct = -window_gradients(lm, self.windows, gates, batch_size=32)
-    with heads_dropped(lm.model, np.asarray(gates) == 0): scores = self(lm)
+    with heads_gated(lm.model, as_gates(lm, gates)): scores = self(lm)
     return RowGradients(scores, direct, np.zeros_like(direct))
