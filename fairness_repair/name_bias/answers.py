@@ -113,7 +113,7 @@ NUMBER_WORDS = re.compile(rf"\b(?:a )?(?:{_WORD})(?:(?: and | a |[ -])(?:{_WORD}
 class Amount(NamedTuple):
     position: int # of its first character in the text
     value: float
-    has_unit: bool # a currency or a unit stands beside it
+    has_unit: bool # a currency or a unit is next to it
 
 def find_amounts(
     text:str, # lower case, with plain dashes
