@@ -150,6 +150,7 @@ def caption_figures(
     return found | (_caption_pairs(s) if s.measure else {})
 
 def _caption_pairs(settings) -> dict: # name of a figure -> text
-    return dict(change="Each measure relative to the original model, with 95 % intervals. Bias is the absolute preference.",
+    return dict(change="Each measure relative to the original model, with 95 % intervals. Bias is the absolute "
+                       "preference.",
                 groups="Mean over pairs of log p(more stereotyped) - log p(less stereotyped), "
                        f"{one_line(settings.bias_name)}. Bias is its distance from 0.")

@@ -54,7 +54,8 @@ def _check_config(
     "Refuse a folder that another repair has written."
     try: before = dict(json.loads((out/"config.json").read_text(encoding="utf-8")))
     except (ValueError, TypeError): before = {} # edited or damaged
-    before, config = (dict(label="", measure="", draws=0, ablation="zero") | x for x in (before, config)) # their defaults are left out
+    defaults = dict(label="", measure="", draws=0, ablation="zero") # these are left out of files
+    before, config = defaults | before, defaults | config
     if set(before) != set(config):
         raise InputError(f"out = '{out}' holds a repair of another version of this package, or its config.json "
                          "was changed: name another folder")
@@ -111,7 +112,8 @@ def _check_data(
         if settings.measure: parts = load_pairs(settings.measure, settings.axis)
         else: parts = load_prompts(settings.prompts, settings.axis)
         for split in parts: load_text(settings.text, split)
-    if settings.scorer != "next word" and not settings.measure: load_scorer(settings.scorer, label=settings.label or None)
+    if settings.scorer != "next word" and not settings.measure:
+        load_scorer(settings.scorer, label=settings.label or None)
 
 # %% ../../nbs/app/00_job.ipynb #c016
 def _check_method_options(

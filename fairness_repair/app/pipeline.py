@@ -81,12 +81,12 @@ def repair(
     *,
     axis:str="gender",     # what the prompts differ in: gender, race, age, ...
     prompts:str="",        # your prompts, a CSV with the columns text, axis, group; left out: HolisticBias
-    measure:str="",        # winobias, winogender, crows-pairs, or pairs:yours.csv (more, less, group); left out: toxicity
+    measure:str="",        # winobias, winogender, crows-pairs or pairs:yours.csv; left out: toxicity
     text:str="",           # your held-out text, a file; left out: WikiText-2
     scorer:str="",         # alt-profanity, words:this,that, or a classifier: unitary/unbiased-toxic-roberta
     label:str="",          # the classifier's label that means toxic; left out: toxicity, toxic or the only one
     draws:int=-1,          # continuations per prompt, with control variates; left out: one, as published
-    method:str="gradient", # or AP, AP first order, active (AP in rounds), SA, genetic, random, gating, FASP, FASP gradient
+    method:str="gradient", # or AP, AP first order, active, SA, genetic, random, gating, FASP, FASP gradient
     epsilon:float=.5,      # weight of fairness against fluency, from 0 to 1
     budget:int=-1,         # states to measure; left out: what suits the model
     rounds:int=-1,         # of gradient, active and active MLP; left out: the method's default
@@ -100,7 +100,8 @@ def repair(
     "Make a language model fairer by dropping attention heads, and report how certain the change is."
     job = check_job(model, out, axis=axis, prompts=prompts, measure=measure, text=text, scorer=scorer,
                     label=label, draws=draws, method=method, epsilon=epsilon, budget=budget, rounds=rounds,
-                    search_states=search_states, seed=seed, dtype=dtype, save_candidate=save_candidate, ablation=ablation)
+                    search_states=search_states, seed=seed, dtype=dtype, save_candidate=save_candidate,
+                    ablation=ablation)
     with claim_folder(job), stop_at_once(), Store(job.out/"measured.sqlite") as store:
         lm = load(job.model, dtype=job.settings.dtype)
         if job.ablation == "mean": lm = with_mean_ablation(lm, load_text(job.settings.text, "search"))

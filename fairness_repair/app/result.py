@@ -131,7 +131,8 @@ def list_limits(
 ) -> list: # sentences
     "List what a result does not show."
     s, sizes = result.job.settings, result.data_sizes
-    data = f"{sizes['prompts']:,} prompts ({sizes['distinct']:,} of them distinct) on {s.axis}, in {sizes['groups']} groups"
+    prompts = f"{sizes['prompts']:,} prompts ({sizes['distinct']:,} of them distinct)"
+    data = f"{prompts} on {s.axis}, in {sizes['groups']} groups"
     if s.measure: data = f"{sizes['prompts']:,} sentence pairs of {sizes['distinct']:,} templates ({s.bias_name})"
     found = [pair_limits(s.measure) if s.measure else _scorer_limit(s.scorer),
              f"Bias was measured with {data}; other biases were not measured and may have grown."]
@@ -161,9 +162,10 @@ def _describe_search(job) -> dict: # name -> text
 def _describe_pairs(result, others) -> dict: # name -> text
     "Describe how a preference was measured."
     s, sizes = result.job.settings, result.data_sizes
-    return {"sentence pairs": f"{s.bias_name}: {sizes['prompts']:,} for the report, of {sizes['distinct']:,} templates, {others}",
-            "bias": "absolute mean of log p(more stereotyped) - log p(less stereotyped), in nats; intervals and p: t-tests "
-                    "over templates, of the difference and the sum of the two models' preferences"}
+    counts = f"{sizes['prompts']:,} for the report, of {sizes['distinct']:,} templates"
+    return {"sentence pairs": f"{s.bias_name}: {counts}, {others}",
+            "bias": "absolute mean of log p(more stereotyped) - log p(less stereotyped), in nats; intervals and p: "
+                    "t-tests over templates, of the difference and the sum of the two models' preferences"}
 
 def _describe_toxicity(result, others) -> dict: # name -> text
     "Describe how toxicity was measured."

@@ -44,8 +44,8 @@ def is_biased(
     return named if polarity == "neg" else groups[-1] != "unknown" and not named
 
 # %% ../../nbs/language/23_bbq.ipynb #s010
-UNKNOWN_ANSWERS = ["Unknown", "Cannot answer", "Can't be determined", "Cannot be determined", "Can't answer", "Not known",
-                   "Not enough info", "Not enough information", "Not answerable", "Undetermined"]
+UNKNOWN_ANSWERS = ["Unknown", "Cannot answer", "Can't be determined", "Cannot be determined", "Can't answer",
+                   "Not known", "Not enough info", "Not enough information", "Not answerable", "Undetermined"]
 
 class Question(NamedTuple):
     "A question of BBQ with its choices."
@@ -73,13 +73,15 @@ def make_question(
                     row["context_condition"] == "ambig", row["category"])
 
 # %% ../../nbs/language/23_bbq.ipynb #s014
-def list_categories() -> list: return [name[len("stereotypes/bbq_"):-len(".jsonl")] for name in registry() if "/bbq_" in name]
+def list_categories() -> list:
+    return [name[len("stereotypes/bbq_"):-len(".jsonl")] for name in registry() if "/bbq_" in name]
 
 def read_bbq(
     category:str, # one of `list_categories`
 ) -> list: # of `Question`
     "Read the questions of one category."
-    if category not in (known := list_categories()): raise InputError(unknown_name_message("BBQ category", category, known))
+    if category not in (known := list_categories()):
+        raise InputError(unknown_name_message("BBQ category", category, known))
     lines = fetch(f"stereotypes/bbq_{category}.jsonl").read_text(encoding="utf-8").splitlines()
     return [make_question(json.loads(line)) for line in lines]
 
@@ -142,8 +144,9 @@ def answers(self:BBQ,
 ) -> pd.DataFrame: # a row per question: category, ambiguous, answer, right, biased, unknown
     "Choose the likeliest answer to each question."
     chosen = np.reshape(numbers, (len(self.questions), -1)).argmax(1)
-    return pd.DataFrame([dict(category=q.category, ambiguous=q.ambiguous, answer=q.choices[i], right=float(i in q.right),
-                              biased=i in q.biased, unknown=i >= 2) for q, i in zip(self.questions, chosen.tolist())])
+    return pd.DataFrame([dict(category=q.category, ambiguous=q.ambiguous, answer=q.choices[i],
+                              right=float(i in q.right), biased=i in q.biased, unknown=i >= 2)
+                         for q, i in zip(self.questions, chosen.tolist())])
 
 @patch
 def columns(self:BBQ, numbers) -> dict: # bias: the absolute score in ambiguous contexts
@@ -157,6 +160,6 @@ def by_category(self:BBQ, numbers) -> pd.DataFrame: # a row per category: questi
     return pd.DataFrame({name: dict(questions=len(rows)) | score_answers(rows) for name, rows in parts}).T
 
 # %% ../../nbs/language/23_bbq.ipynb #s025
-BBQ_LIMITS = ("BBQ: hand-written questions in English with attested US stereotypes. The answer is the likeliest of twelve given "
-              "ones, so a small model's wish for short or frequent answers counts too: near chance accuracy in disambiguated "
-              "contexts, the bias score says little.")
+BBQ_LIMITS = ("BBQ: hand-written questions in English with attested US stereotypes. The answer is the likeliest "
+              "of twelve given ones, so a small model's wish for short or frequent answers counts too: near chance "
+              "accuracy in disambiguated contexts, the bias score says little.")

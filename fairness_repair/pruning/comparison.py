@@ -148,8 +148,9 @@ def summarise_by_axis(
 ) -> pd.DataFrame:     # one row per axis and kind of heads
     "Average several seeds; bias is the root of the mean of squares, p the largest."
     columns = dict(
-        seeds=("bias", "size"), dropped=("dropped", "mean"), original=("original", "first"), squares=("squares", "mean"),
-        squares_ci_half_width=("squares", ci_half_width), significant=("significant", "sum"), p=("p", "max"),
+        seeds=("bias", "size"), dropped=("dropped", "mean"), original=("original", "first"),
+        squares=("squares", "mean"), squares_ci_half_width=("squares", ci_half_width),
+        significant=("significant", "sum"), p=("p", "max"),
         detectable=("detectable", "mean"), published_original=("published_original", "first"),
         noise_floor=("noise_floor", "first"), published=("published", "mean"),
         published_ci_half_width=("published", ci_half_width), toxicity=("toxicity", "mean"),

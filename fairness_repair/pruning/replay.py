@@ -79,7 +79,8 @@ class NoisyGradients(NoisyEvaluator):
         self.gradient_states += GRADIENT_PRICE
         found, key = self.evaluator.head_effects(state), np.packbits(state)
         errors = self._errors_of_means((len(found.groups), 1 + len(state)), key)
-        return replace(found, scores=found.scores + errors[:, 0]*state.any(), direct=found.direct + EFFECT_NOISE*errors[:, 1:])
+        return replace(found, scores=found.scores + errors[:, 0]*state.any(),
+                       direct=found.direct + EFFECT_NOISE*errors[:, 1:])
 
     def head_prices(self) -> np.ndarray:
         prices = self.evaluator.head_prices()
