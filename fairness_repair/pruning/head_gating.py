@@ -32,7 +32,7 @@ def gate_gradient(self:Evaluator,
 ) -> GateGradient:
     "Measure toxicity, perplexity and their derivatives at gates."
     metric, text = with_gradients(self.toxicity), self.text
-    rows, groups = metric.gradients(self.lm, gates), np.unique(metric.groups)
+    rows, groups = metric.gradients(self.lm, gates, indirect=False), np.unique(metric.groups)
     by_group = lambda values: np.stack([values[metric.groups == group].mean(0) for group in groups])
     with heads_gated(self.lm.model, as_gates(self.lm, gates)):
         nll = window_nll(self.lm, text.windows).sum()
