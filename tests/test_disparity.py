@@ -2,7 +2,8 @@
 import numpy as np, pytest
 from scipy.stats import binom
 
-from fairness_repair.disparity import (average_draws, bias_change, direction, disparity_change, root_disparity, squared_disparity,
+from fairness_repair.disparity import (average_draws, bias_change, direction, disparity_change, root_disparity,
+                                       squared_disparity,
                                        without_each_prompt)
 from fairness_repair.metrics import bias_change_test
 
@@ -37,7 +38,8 @@ def simulate(before, after, n, n_cases=N_CASES, draws=1, seed=0):
     prompts = np.repeat(np.arange(sizes.sum()), draws)
     truth, repaired, covered = true_squares(after) - true_squares(before), 0, 0
     for _ in range(n_cases):
-        each = rng.uniform(.2, 1.8, sizes.sum())[prompts] if draws > 1 else 1 # a prompt's share, relative to its group's
+        # a prompt's share, relative to its group's
+        each = rng.uniform(.2, 1.8, sizes.sum())[prompts] if draws > 1 else 1
         pair = [draw(rng, share[groups]*each) for share in (before, after)]
         found = disparity_change(*pair, groups, prompts=prompts)
         repaired += direction(bias_change(*pair, groups, prompts=prompts)) == "falls"

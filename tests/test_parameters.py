@@ -22,7 +22,9 @@ def test_a_value_fits_or_is_one_sentence(value, kind, low, high):
         assert str(e).startswith("budget = ") and "needs " in str(e) and "\n" not in str(e) and len(str(e)) < 400
         return
     assert found == kind(value) and type(found) in PARAMETER_KINDS and isinstance(found, bool) == (kind is bool)
-    if kind in (int, float): assert (kind is int or math.isfinite(found)) and (low is None or found >= low) and (high is None or found <= high)
+    if kind in (int, float):
+        assert kind is int or math.isfinite(found)
+        assert (low is None or found >= low) and (high is None or found <= high)
 
 
 @given(text=st.one_of(st.text(max_size=30), st.integers().map(str), st.floats().map(str), st.integers().map("{:_}".format), st.integers().map("{:,}".format)), kind=st.sampled_from([int, float, str]))

@@ -13,7 +13,8 @@ from fairness_repair.language.sentence_pairs import load_pairs
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    return repair("tiny", tmp_path_factory.mktemp("pairs")/"out", measure="planted", method="random", budget=25, progress=False)
+    out = tmp_path_factory.mktemp("pairs")/"out"
+    return repair("tiny", out, measure="planted", method="random", budget=25, progress=False)
 
 def test_the_verdict_is_that_of_the_saved_model_on_pairs_of_its_own(result):
     assert result.status == "repaired" and "planted gender bias falls" in result.verdict
@@ -28,7 +29,8 @@ def test_the_verdict_is_that_of_the_saved_model_on_pairs_of_its_own(result):
 def test_report_and_record_name_the_pairs_and_their_limits(result):
     page, record = result.report.read_text(encoding="utf-8"), json.loads((result.job.out/"result.json").read_text())
     assert record["config"]["measure"] == "planted" and "sentence pairs" in page and "toxicity" not in page.lower()
-    assert any("Planted pairs" in limit for limit in list_limits(result)) and "toxicity" not in describe_settings(result)
+    assert any("Planted pairs" in limit for limit in list_limits(result))
+    assert "toxicity" not in describe_settings(result)
 
 def write(folder, *lines):
     path = folder/"mine.csv"
@@ -37,14 +39,17 @@ def write(folder, *lines):
 
 def test_a_bad_measure_is_one_sentence_before_a_model_is_loaded(tmp_path, capsys):
     for measure, message in (("winobias", "use measure 'planted'"), ("winobia", "Did you mean 'winobias'"),
-                             (write(tmp_path, "more,less,group", "a,a,b"), "the same sentence"), ("pairs:none.csv", "there is no")):
+                             (write(tmp_path, "more,less,group", "a,a,b"), "the same sentence"),
+                             ("pairs:none.csv", "there is no")):
         with pytest.raises(InputError, match=message): check_job("tiny", tmp_path/"out", measure=measure)
     with pytest.raises(InputError, match="leave prompts out"):
         check_job("tiny", tmp_path/"out", measure="planted", prompts="tiny")
-    with pytest.raises(SystemExit) as stopped: main(["tiny", "--out", str(tmp_path/"out"), "--measure", "pairs:none.csv"])
+    with pytest.raises(SystemExit) as stopped:
+        main(["tiny", "--out", str(tmp_path/"out"), "--measure", "pairs:none.csv"])
     assert stopped.value.code == 2 and re.fullmatch(r"repair: [^\n]+\n", capsys.readouterr().err)
 
 def test_groups_without_the_usual_name_are_all_used(tmp_path):
-    source = write(tmp_path, "more,less,group", *[f"the cook {w} is kind.,the cook {w} is calm.,work" for w in "abcdefghij"])
+    rows = [f"the cook {w} is kind.,the cook {w} is calm.,work" for w in "abcdefghij"]
+    source = write(tmp_path, "more,less,group", *rows)
     job = check_job("tiny", tmp_path/"out", measure=source)
     assert job.settings.axis == "all" and job.settings.bias_name == "mine.csv all"

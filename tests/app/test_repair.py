@@ -273,7 +273,8 @@ def test_mean_ablation(tmp_path, monkeypatch, capsys):
     folder = next(f for f in (tmp_path/"out"/"model", tmp_path/"out"/"candidate") if f.exists())
     assert json.loads((folder/"state.json").read_text())["ablation"] == "mean"
     assert "part of the biases (mean ablation)" in (folder/"README.md").read_text()
-    assert "keep their mean output over the part of tiny that is for search" in (tmp_path/"out"/"report.html").read_text()
+    report = (tmp_path/"out"/"report.html").read_text()
+    assert "keep their mean output over the part of tiny that is for search" in report
     lm = with_mean_ablation(load("tiny"), load_text("tiny", "search"))
     alone = tokens_alone(folder, "float32", "the doctor said", tmp_path)
     assert alone == tokens_masked(lm, found["dropped"], "the doctor said")

@@ -27,7 +27,9 @@ def case(rng, share_before, share_after, n=60):
 fair, biased, mask = np.full(4, .2), np.array([.4, .1, .1, .2]), np.arange(16) < 2
 
 
-@pytest.mark.parametrize("before, after, says", [(biased, fair, "repaired"), (fair, biased, "worse"), (fair, fair/4, "not significant")])
+outcomes = [(biased, fair, "repaired"), (fair, biased, "worse"), (fair, fair/4, "not significant")]
+
+@pytest.mark.parametrize("before, after, says", outcomes)
 def test_status_is_the_direction_of_the_squares(before, after, says):
     statuses = []
     for seed in range(5):

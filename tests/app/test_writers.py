@@ -25,7 +25,8 @@ cells = names.map(lambda name: name.encode(errors="replace").decode()) # pandas 
 
 def made_up(folder, group="a", axis="gender", model="tiny", scorer="next word", status="repaired", save_candidate=False):
     "A result without a model: two of 16 heads, a third group named as given."
-    table = pd.DataFrame(dict(measure=MEASURES, original=[.4, .4, 2, .2, 20], changed=[.1, .1, 1, .1, 21], change=-.3, change_ci_low=-.35, change_ci_high=-.25, p=.001, detectable=.07))
+    table = pd.DataFrame(dict(measure=MEASURES, original=[.4, .4, 2, .2, 20], changed=[.1, .1, 1, .1, 21], change=-.3,
+                              change_ci_low=-.35, change_ci_high=-.25, p=.001, detectable=.07))
     mask, scores = np.arange(16) < 2, np.linspace(.1, .6, 6)
     means = group_means(scores, ["b", "b", "c", "c", group + "!", group + "!"])
     verdict = judge(table, mask, axis=axis)

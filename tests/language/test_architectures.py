@@ -154,7 +154,8 @@ def test_one_reading_of_a_prompt_for_several_continuations(lm):
         shared = head_gradients.step_log_probabilities(lm, prompts, drawn, owners, gates)
         for i, row in enumerate(owners):
             alone = Continuations(kept[[i], :, 0], kept[[i]], None)
-            whole = head_gradients._read_whole(lm, [prompts[row]], torch.tensor(alone.tokens), torch.zeros(1, dtype=int),
+            whole = head_gradients._read_whole(lm, [prompts[row]], torch.tensor(alone.tokens),
+                                               torch.zeros(1, dtype=int),
                                                gates[row][None])
             assert not differ(shared[i], whole.gather(2, torch.tensor(alone.kept)).float().log_softmax(-1)[0])
 

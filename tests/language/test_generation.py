@@ -120,6 +120,7 @@ def test_memory_is_foretold_and_running_out_survived(family):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    for peak in (found["write"], found["read"]): assert .2 < peak < 1.6 # half of the free memory is used: up to 2 is safe
+    for peak in (found["write"], found["read"]):
+        assert .2 < peak < 1.6 # half of the free memory is used: up to 2 is safe
     assert found["tried"][0] == 48 and max(found["tried"][1:]) >= 6 and len(found["tried"]) > 2
     assert found["error"] < 1e-2

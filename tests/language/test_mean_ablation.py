@@ -28,11 +28,13 @@ from families import build, fingerprint, logits, small_config, tokenizer
 table = pd.read_csv(paths.data/"architectures.csv", keep_default_na=False)
 with_heads = list(table["family"][table["outcome"] == "heads"])
 refused = """codegen cwm emu3 exaone4 exaone_moe glm glm4 glm4_moe got_ocr2 gpt_neox_japanese gptj helium inkling2_text
-    inkling_text internlm3 jamba kolibri1 lfm2 lfm2_moe mimo_v2_flash minimax minimax_m2 minimax_m3_vl_text ministral ministral3
+    inkling_text internlm3 jamba kolibri1 lfm2 lfm2_moe mimo_v2_flash minimax minimax_m2 minimax_m3_vl_text
+    ministral ministral3
     mistral mixtral mllama mpt nemotron_h phi3 phi4_multimodal qwen2 qwen2_moe solar_open stablelm""".split()
 
 
-quick = """bamba bloom deepseek_v3 ernie4_5_moe falcon gemma4 gpt2 gpt_neox gptj internlm3 llama mistral opt phi qwen2 qwen3
+quick = """bamba bloom deepseek_v3 ernie4_5_moe falcon gemma4 gpt2 gpt_neox gptj internlm3 llama mistral opt phi qwen2
+    qwen3
     seed_oss""".split()
 
 def with_random_means(model, name="mine"):
@@ -68,7 +70,8 @@ def test_saved_model(family, tmp_path):
 
 @pytest.mark.parametrize("family", some_of(refused))
 def test_refused(family):
-    with pytest.raises(InputError, match="cannot keep the means of dropped heads"): output_bias_setting(small_config(family))
+    with pytest.raises(InputError, match="cannot keep the means of dropped heads"):
+        output_bias_setting(small_config(family))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +119,8 @@ class HereTeam:
     def stream(self, jobs, backend):
         for name, metric, some in jobs: yield from backend.measure(self.lm, {name: (metric, some)})
 
-backends = {"serial": lambda lm: None, "batched": lambda lm: Batched(4), "by layer": lambda lm: ByLayer(rows=5, tokens=70),
+backends = {"serial": lambda lm: None, "batched": lambda lm: Batched(4),
+            "by layer": lambda lm: ByLayer(rows=5, tokens=70),
             "workers": lambda lm: Distributed(HereTeam(lm))}
 
 @pytest.mark.parametrize("backend", backends)
@@ -133,7 +137,8 @@ def test_one_store_holds_both(lm, mean_lm, text, toxicity):
     mean = Evaluator(mean_lm, toxicity, text, store=zero.store)
     rows = zero(several), mean(several)
     assert mean.counts.reused == 0 and (rows[0]["bias"] != rows[1]["bias"]).all()
-    assert zero.to_record()["model"] == {k: v for k, v in mean.to_record()["model"].items() if k not in ("ablation", "means")}
+    without = {k: v for k, v in mean.to_record()["model"].items() if k not in ("ablation", "means")}
+    assert zero.to_record()["model"] == without
     other = Evaluator(with_mean_ablation(lm, load_text("tiny", "report"), tokens=300), toxicity, text, store=zero.store)
     assert len(other.missing(several)) == 2 # means over another text are another measurement
     effects = [measure_head_effects(x, toxicity, n_blocks=3, store=zero.store).direct for x in (lm, mean_lm)]
@@ -154,7 +159,7 @@ def test_gates_end_at_the_means(mean_lm, toxicity):
         np.testing.assert_allclose(gated, toxicity(mean_lm), atol=1e-6)
 
 def test_gradient_equals_finite_differences(mean_lm, toxicity):
-    "Central differences of float32 probabilities at a step of 0.1: errors of the order 1e-7/0.1 and of the step squared."
+    "Central differences of float32 probabilities at a step of 0.1: errors of the order 1e-7/0.1 and of its square."
     batch, ones = toxicity.padded(mean_lm), torch.ones(1, 16)
     found = toxicity.gradients(mean_lm, np.ones(16)).direct.mean(0)
     def at(head, gate):

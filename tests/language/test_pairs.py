@@ -40,7 +40,8 @@ def test_the_planted_preference_is_found_and_absent_where_none_was_planted(name)
     lm = load(name)
     metric = PairPreference(lm, load_pairs("planted")["report"])
     found = metric.by_group(metric(lm))["preference"]
-    for axis, preference in found.items(): assert preference == pytest.approx(planted_preference(axis, name), abs=.3), axis
+    for axis, preference in found.items():
+        assert preference == pytest.approx(planted_preference(axis, name), abs=.3), axis
 
 def test_all_backends_give_the_same_numbers(lm, metric):
     states, tables = states_of(lm), []
@@ -54,7 +55,8 @@ def test_workers_give_the_same_numbers(lm, metric):
     evaluator = distribute(dict(search=Evaluator(lm, metric, None)), "local")["search"]
     try: found = evaluator(states_of(lm))["preference"]
     finally: evaluator.backend.close()
-    assert found.to_numpy() == pytest.approx(Evaluator(lm, metric, None)(states_of(lm))["preference"].to_numpy(), abs=1e-4)
+    serial = Evaluator(lm, metric, None)(states_of(lm))["preference"]
+    assert found.to_numpy() == pytest.approx(serial.to_numpy(), abs=1e-4)
 
 def test_a_mask_equals_zeroed_weights(metric):
     lm, mask = load("tiny"), states_of(load("tiny"))[2]
@@ -104,7 +106,8 @@ def test_a_model_without_a_first_token_refuses_pairs_that_begin_differently(lm, 
     other = load("tiny")
     for name in ("bos_token", "eos_token"): setattr(other.tokenizer, name, None)
     other.tokenizer.backend_tokenizer.post_processor = None
-    if other.tokenizer("the cook")["input_ids"] != other.tokenizer("the cook", add_special_tokens=False)["input_ids"]: pytest.skip()
+    plain = other.tokenizer("the cook", add_special_tokens=False)["input_ids"]
+    if other.tokenizer("the cook")["input_ids"] != plain: pytest.skip()
     assert len(PairPreference(other, pairs)(other)) == 2*len(pairs)
     unlike = make_pairs([("the cook is kind", "that cook is kind", "gender", i) for i in range(2)])
     with pytest.raises(InputError, match="no probability"): PairPreference(other, unlike)
@@ -130,7 +133,8 @@ TRUTHS = [(0, 0, .9), (2, 2, .9), (5, 5, .9), (5, -5, 0), (0, 3, 0), (4, 0, 0), 
 
 @pytest.mark.parametrize("before, after, correlation", TRUTHS)
 def test_the_interval_keeps_its_promise(before, after, correlation):
-    """60 templates of two pairs, 1,000 repetitions: no false fall or rise in more than 2.5 %, coverage of at least 92.5 %.
+    """60 templates of two pairs, 1,000 repetitions: no false fall or rise in more than 2.5 %, coverage of at least
+    92.5 %.
     Limits are three binomial standard errors away (.0148 and .025)."""
     rng, k, falls, rises, covered = np.random.default_rng(0), 60, 0, 0, 0
     truth = (abs(after) - abs(before))/k**.5
@@ -187,7 +191,8 @@ def test_a_bad_csv_gets_one_clear_error(tmp_path, lines, message):
 
 def test_forty_own_pairs_in_two_languages(tmp_path, lm):
     english = [f"the cook {i} is kind.,the baker {i} is kind.,work" for i in range(20)]
-    path = write(tmp_path, "more,less,group,note", *[line + "," for line in english + GOOD + [g.replace(" llegó", " salió") for g in GOOD]])
+    others = [line.replace(" llegó", " salió") for line in GOOD]
+    path = write(tmp_path, "more,less,group,note", *[line + "," for line in english + GOOD + others])
     parts = load_pairs(f"pairs:{path}")
     assert {name: len(part) for name, part in parts.items()} == dict(search=16, selection=8, report=16)
     assert set(load_pairs(f"pairs:{path}", "género")["search"]["group"]) == {"género"}

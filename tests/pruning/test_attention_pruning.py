@@ -162,12 +162,14 @@ def test_settings_are_recorded_under_their_first_names():
              "search_tokens selection_tokens report_tokens epsilon limit protect least most budget keep "
              "seeds eta").split()
     assert list(ExperimentConfig().to_record()) == names
-    stored = {name: value for name, value in asdict(ExperimentConfig()).items() if name not in ("label", "measure", "draws")} # only if given
+    only_if_given = ("label", "measure", "draws")
+    stored = {name: value for name, value in asdict(ExperimentConfig()).items() if name not in only_if_given}
     assert list(ExperimentConfig().to_record().values()) == list(stored.values())
     assert ExperimentConfig(label="toxic").to_record()["label"] == "toxic"
 
 def test_draws_are_controlled_continuations(tiny):
-    with pytest.raises(InputError, match="draws = 2: next word is measured without sampling"): make_config("tiny", draws=2)
+    with pytest.raises(InputError, match="draws = 2: next word is measured without sampling"):
+        make_config("tiny", draws=2)
     settings = make_config("tiny", scorer="words:vile,lazy", draws=2)
     metric = build_evaluator(settings, tiny, "search", prompts=3, tokens=100).toxicity
     assert type(metric) is ControlledToxicity and len(metric.texts) == 2*len(set(metric.texts)) == 24
@@ -181,6 +183,7 @@ def test_draws_are_controlled_continuations(tiny):
     (0., dict(squares=0., ci_low=0., ci_high=0.), "bias is 0"),
 ], ids=["noisy", "small for certain", "unknown", "none"])
 def test_nothing_to_repair_needs_certainty(row, interval, says):
-    evaluator = SimpleNamespace(lm=SimpleNamespace(n_heads_total=4), row=lambda state: dict(bias=row), bias_interval=lambda state: interval)
+    evaluator = SimpleNamespace(lm=SimpleNamespace(n_heads_total=4), row=lambda state: dict(bias=row),
+                                bias_interval=lambda state: interval)
     found = nothing_to_repair(evaluator)
     assert found is None if says is None else says in found

@@ -50,7 +50,8 @@ def optimum(table):
 def test_gradients_are_those_of_the_table(model, table):
     "The evaluator measures what the table holds, so its gradients are the table's."
     states = np.vstack([np.zeros(16, bool), np.eye(16, dtype=bool)[:3]])
-    for column in ("bias", "perplexity"): np.testing.assert_allclose(model(states)[column], table(states)[column], rtol=1e-4)
+    for column in ("bias", "perplexity"):
+        np.testing.assert_allclose(model(states)[column], table(states)[column], rtol=1e-4)
 
 
 def test_regret_of_ap_at_100_states_with_25(table, optimum):
