@@ -71,16 +71,16 @@ EFFECT_NOISE = 1/8 # error of a head's effect on bias, as a share of that of a m
 
 class NoisyGradients(NoisyEvaluator):
     "Add noise to gradients, too, and count what they take."
-    def _errors_of_means(self, shape, key) -> np.ndarray: # of group means, so that bias gets the label noise
+    def _errors_of_means(self, shape, key) -> np.ndarray: # of group means and of effects on them
         rng, scale = np.random.default_rng([self.seed, 1, *key]), self.noise*self.original_bias
-        return scale/shape[0]**.5*rng.normal(size=shape)
+        return scale/shape[0]**.5*rng.normal(size=shape)*np.r_[1, np.full(shape[1] - 1, EFFECT_NOISE)]
 
     def head_effects(self, state) -> HeadEffects:
         self.gradient_states += GRADIENT_PRICE
         found, key = self.evaluator.head_effects(state), np.packbits(state)
         errors = self._errors_of_means((len(found.groups), 1 + len(state)), key)
-        return replace(found, scores=found.scores + errors[:, 0]*state.any(),
-                       direct=found.direct + EFFECT_NOISE*errors[:, 1:])
+        scores = found.scores + errors[:, 0]*state.any()
+        return replace(found, scores=scores, direct=found.direct + errors[:, 1:])
 
     def head_prices(self) -> np.ndarray:
         prices = self.evaluator.head_prices()
@@ -91,8 +91,7 @@ class NoisyGradients(NoisyEvaluator):
         self.gradient_states += GATE_PRICE
         found = self.evaluator.gate_gradient(gates)
         errors = self._errors_of_means((len(found.means), 1 + len(gates)), [2])
-        return found._replace(means=found.means + errors[:, 0],
-                              mean_slopes=found.mean_slopes + EFFECT_NOISE*errors[:, 1:])
+        return found._replace(means=found.means + errors[:, 0], mean_slopes=found.mean_slopes + errors[:, 1:])
 
 # %% ../../nbs/pruning/12_replay.ipynb #c013
 def replay_search(
