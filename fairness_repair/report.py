@@ -9,7 +9,7 @@ __all__ = ['escape_markdown', 'to_markdown', 'summarise_seeds', 'compare_to_pape
 # %% ../nbs/06_report.ipynb #c002
 import csv, json, re
 import pandas as pd
-from matplotlib.ticker import LogFormatterMathtext, NullFormatter
+from matplotlib.ticker import LogFormatterMathtext
 
 from .core import disk_errors, one_line, paths, provenance, slug, write_whole
 from .metrics import ci_half_width
@@ -90,8 +90,10 @@ def plain_log_labels(
     "Label logarithmic axes with plain numbers."
     for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
         if not isinstance(axis.get_major_formatter(), LogFormatterMathtext): continue
+        low, high = sorted(axis.get_view_interval())
+        labelled = "125" if high < 30*low else "1" # first digits; a decade or so has too few powers of ten
         axis.set_major_formatter(lambda x, at: f"{x:g}")
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_formatter(lambda x, at, labelled=labelled: f"{x:g}" if f"{x:e}"[0] in labelled else "")
 
 # %% ../nbs/06_report.ipynb #f004
 def save_figure(
