@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['AddedTokens', 'added_tokens', 'check_texts', 'check_ids', 'prompt_ids', 'padding_id', 'first_position', 'n_positions',
-           'check_length', 'decode_continuations']
+           'check_length', 'decode_all', 'decode_continuations']
 
 # %% ../../nbs/language/07_tokenization.ipynb #t002
 from os.path import commonprefix
 from typing import NamedTuple
+from transformers import PreTrainedTokenizerFast
 
 from ..core import InputError
 from .models import LM
@@ -102,19 +103,30 @@ def check_length(
                          f"shorten the prompts or lower new_tokens")
 
 # %% ../../nbs/language/07_tokenization.ipynb #t018
+def decode_all(
+    tokenizer, # of Hugging Face
+    ids,       # lists of token ids, none negative
+) -> list:     # str of each
+    "Decode token ids without special tokens, in one call where the tokenizer adds nothing to its backend."
+    plain = all(getattr(type(tokenizer), name, None) is getattr(PreTrainedTokenizerFast, name)
+                for name in ("decode", "batch_decode", "_decode"))
+    if plain and not tokenizer.clean_up_tokenization_spaces:
+        return tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=True)
+    return tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []
+
 def decode_continuations(
     tokenizer,     # of Hugging Face
     rows,          # token ids of each prompt
     new_ids,       # token ids of each continuation, or a tensor; -1: the model gave no probabilities
 ) -> list:         # str, with the space before it if there is one; None where an id is negative
     "Decode continuations as a reader sees them after their prompts."
-    new_ids = [[int(i) for i in new] for new in new_ids]
+    new_ids = new_ids.tolist() if hasattr(new_ids, "tolist") else [[int(i) for i in new] for new in new_ids]
     given = [i for i, new in enumerate(new_ids) if min(new, default=0) >= 0]
-    decode = lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []
-    distinct = list(dict.fromkeys(tuple(rows[i]) for i in given)) # a prompt may have many continuations
-    prompts = dict(zip(distinct, decode(distinct)))
-    texts, wholes = [None]*len(new_ids), decode([[*rows[i], *new_ids[i]] for i in given])
+    read = [tuple(row) for row in rows]
+    distinct = list(dict.fromkeys(read[i] for i in given)) # a prompt may have many continuations
+    prompts = dict(zip(distinct, decode_all(tokenizer, distinct)))
+    texts, wholes = [None]*len(new_ids), decode_all(tokenizer, [[*read[i], *new_ids[i]] for i in given])
     for i, whole in zip(given, wholes):
-        prompt = prompts[tuple(rows[i])]
+        prompt = prompts[read[i]]
         texts[i] = whole[len(prompt) if whole.startswith(prompt) else len(commonprefix([prompt, whole])):]
     return texts

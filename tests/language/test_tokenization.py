@@ -6,8 +6,8 @@ from fairness_repair.core import InputError
 from fairness_repair.language.generation import continue_batch, generate, make_sampler, sample_token
 from fairness_repair.language.model_metrics import NextTokenToxicity, SampledToxicity, TextPerplexity, tokenizer_hash
 from fairness_repair.language.models import LM
-from fairness_repair.language.tokenization import (added_tokens, decode_continuations, n_positions, padding_id,
-                                                   prompt_ids)
+from fairness_repair.language.tokenization import (added_tokens, decode_all, decode_continuations, n_positions,
+                                                   padding_id, prompt_ids)
 from fairness_repair.language.toxicity import load_scorer
 import pandas as pd
 
@@ -59,6 +59,15 @@ def test_special_tokens_are_no_text(own):
     row = own("the man", add_special_tokens=False)["input_ids"]
     [text] = decode_continuations(own, [row], [[*special, *row]])
     assert not any(token in text for token in own.all_special_tokens) and "the man" in text
+
+
+def test_decoding_all_equals_one_by_one(own):
+    "Random ids, special ones among them, also where the tokenizer tidies the spaces of its text."
+    rows = [tuple(row) for row in torch.randint(len(own), (40, 7), generator=torch.Generator().manual_seed(0)).tolist()]
+    for tidy in (False, True):
+        own.clean_up_tokenization_spaces = tidy
+        assert decode_all(own, rows) == [own.decode(list(row), skip_special_tokens=True) for row in rows]
+    assert decode_all(own, []) == []
 
 
 def test_broken_rows_have_no_text(own):
