@@ -18,7 +18,7 @@ TOGETHER := -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo quick test test_data lint pytest_runs pytest_parts docs dist smollm2 $(QUESTIONS)
+.PHONY: help setup browser demo quick test test_data lint pytest_runs pytest_parts docs dist smollm2 $(QUESTIONS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z_0-9]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ $(VENV)/ready: requirements.txt pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	touch $@
+
+browser: setup ## Playwright and axe-core, which the browser tests need besides Chromium
+	$(BIN)/python -m pip install --quiet -e '.[browser]'
 
 demo: ## Attention Pruning against its baselines on the built-in model: a figure, a table and a repaired model
 demo: MODEL = tiny
