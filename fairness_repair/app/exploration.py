@@ -161,6 +161,11 @@ def cloud(self:Exploration) -> pd.DataFrame: # bias, perplexity
     return pd.DataFrame(dict(bias=numbers[self.measures[1]], perplexity=numbers["perplexity"]))
 
 @patch
+def load_measured(self:Exploration):
+    "Look up all masks that were measured before."
+    for mask in self.evaluator.recorded(): self.look_up(mask)
+
+@patch
 def where(self:Exploration) -> tuple|None: # bias, perplexity; None: not measured
     "Tell where the current mask lies in the cloud."
     if self.truth is not None: return tuple(self.cloud().iloc[int(states_to_ints(self.mask))])

@@ -61,7 +61,7 @@ class HeadGrid:
         texts = describe_heads(self.explored, measure, effects)
         for button, dropped, step, text in zip(self.buttons, self.explored.mask, steps, texts):
             with button.hold_sync():
-                button.description, button.tooltip, button.style = CROSS*dropped, text, self.styles[step]
+                button.description, button.tooltip, button.style = CROSS if dropped else "", text, self.styles[step]
 
 def _label(text:str) -> widgets.HTML: return widgets.HTML(f"<div class='explorer-label'>{text}</div>")
 
