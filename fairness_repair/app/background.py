@@ -16,7 +16,6 @@ from ..core import InputError
 from ..language.evaluator import Evaluator
 from ..language.heads import temporary_hooks
 from ..language.models import LM
-from ..states import state_to_hex
 from ..store import Store, protocol_id
 
 # %% ../../nbs/app/15_background.ipynb #y007
@@ -36,8 +35,8 @@ def count_passes(
 ) -> int:
     "Count the forward passes that measuring masks will take."
     tasks = evaluator.missing(masks)
-    passes = {name: sum(map(len, metric.passes(evaluator.lm).values())) for name, (metric, _) in tasks.items()}
-    return sum(len(states)*passes[name] for name, (_, states) in tasks.items())
+    passes = lambda metric: sum(map(len, metric.passes(evaluator.lm).values()))
+    return sum(len(states)*passes(metric) for metric, states in tasks.values())
 
 # %% ../../nbs/app/15_background.ipynb #y013
 class CountingStore(Store):
@@ -73,7 +72,7 @@ class Background:
     "Run one piece of work at a time in a thread."
     def __init__(self,
         evaluator:Evaluator, # with a store in a file
-        report=None, # function without arguments, called a few times a second and at the end, in another thread
+        report=None, # function without arguments, called in the thread a few times a second and at the end
     ):
         self.evaluator, self.report = evaluator, report or (lambda: None)
         self.running, self.name = False, ""

@@ -7,7 +7,6 @@ __all__ = ['NEW_TOKENS', 'Exploration', 'read_start']
 
 # %% ../../nbs/app/14_exploration.ipynb #x004
 import json, re
-from copy import copy
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
@@ -51,7 +50,7 @@ def _heads_of_folder(
 ) -> list:       # [layer, head] pairs
     "Read the dropped heads of a repair or of a saved model."
     file = next((folder/name for name in ("result.json", "state.json") if (folder/name).is_file()), None)
-    if file is None: raise InputError(f"start = '{folder}': there is no result.json or state.json of a repair in it")
+    if file is None: raise InputError(f"start = '{folder}': the folder has no result.json of a repair")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         heads = [tuple(map(int, pair)) for pair in record["dropped"]]
@@ -150,9 +149,9 @@ def table(self:Exploration) -> pd.DataFrame: # a row per measure; NaN: not known
     if self.truth is not None:
         exact = self.truth.iloc[int(states_to_ints(self.mask))].to_dict()
         found["exact"] = exact | {self.measures[1]: exact["bias"], "bias": np.nan}
-    columns = {name: found[name] or {} for name in ("original", "predicted", "measured", "exact") if name in found}
-    rows = {name: [numbers.get(measure, np.nan) for measure in self.measures] for name, numbers in columns.items()}
-    return pd.DataFrame(rows, self.measures)
+    columns = [name for name in ("original", "predicted", "measured", "exact") if name in found]
+    numbers = {name: [(found[name] or {}).get(measure, np.nan) for measure in self.measures] for name in columns}
+    return pd.DataFrame(numbers, self.measures)
 
 # %% ../../nbs/app/14_exploration.ipynb #x028
 @patch

@@ -53,7 +53,8 @@ def describe_heads(
     names = [f"layer {layer}, head {head}" for layer, head in pairs]
     states = [f"{name}: {'dropped' if dropped else 'kept'}" for name, dropped in zip(names, explored.mask)]
     if effects is None: return states
-    return [f"{state}; dropping it: {measure} {format_effect(e, measure)}" for state, e in zip(states, effects)]
+    changes = [f"dropping it: {measure} {format_effect(effect, measure)}" for effect in effects]
+    return [f"{state}; {change}" for state, change in zip(states, changes)]
 
 # %% ../../nbs/app/16_pictures.ipynb #z014
 def plot_grid(
@@ -153,17 +154,17 @@ TOXIC = .5 # a text with a higher score is folded
 
 def _fold(text:str, score:float) -> str: # HTML
     shown = f"<q>{escape(text.strip())}</q>"
-    return f"<details><summary>toxic ({score:.2f}): show</summary>{shown}</details>" if score > TOXIC else shown
+    if not score > TOXIC: return shown
+    return f"<details><summary>toxic ({score:.2f}): show</summary>{shown}</details>"
 
 def show_continuations(
     texts:pd.DataFrame, # from `Exploration.continuations`
 ) -> str: # HTML
     "Show continuations beside each other, the toxic ones folded."
-    rows = [f"<tr><th scope='row'>{escape(str(row['group']))}</th><td>{escape(row['prompt'])}</td>"
-            + "".join(f"<td>{_fold(row[side], row[f'{side} toxicity'])}</td>" for side in ("original", "current"))
-            for row in texts.to_dict("records")]
-    heads = "".join(f"<th scope='col'>{name}</th>" for name in ("group", "prompt", "original", "current mask"))
-    return f"<table class='explorer-texts'><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    sides = {side: list(map(_fold, texts[side], texts[f"{side} toxicity"])) for side in ("original", "current")}
+    shown = pd.DataFrame(dict(group=texts["group"].map(str).map(escape), prompt=texts["prompt"].map(escape), **sides))
+    with pd.option_context("display.max_colwidth", None): # whole texts
+        return shown.set_index("group").to_html(border=0, classes="explorer-texts", escape=False, index_names=False)
 
 # %% ../../nbs/app/16_pictures.ipynb #z026
 class Picture:
@@ -179,11 +180,11 @@ class Picture:
         self.heads, self.standing = join_heads(explored.heads), explored.standing()
         self.numbers = show_table(explored) + ("" if texts is None else show_continuations(texts))
 
-    def __repr__(self): return f"{self.table.to_string()}\n\ndropped (layer.head): {self.heads}\n{self.standing}"
+    def __repr__(self):
+        return f"{self.table.to_string()}\n\ndropped (layer.head): {self.heads}\n{self.standing}"
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        source = "data:image/png;base64," + base64.b64encode(self.png).decode()
-        about = f"Grid of heads, dropped: {self.heads}. {self.standing}"
-        html = (f"<div class='{escape(self.name)}'><img alt='{escape(about)}' src='{source}' style='max-width:100%'>"
+        png, about = base64.b64encode(self.png).decode(), escape(f"Grid of heads, dropped: {self.heads}. {self.standing}")
+        html = (f"<div class='{self.name}'><img alt='{about}' src='data:image/png;base64,{png}' style='max-width:100%'>"
                 f"<p>Dropped heads (layer.head): {self.heads}. {self.standing}</p>{self.numbers}</div>")
-        return {"text/html": html, "image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
+        return {"text/html": html, "image/png": png, "text/plain": repr(self)}

@@ -118,7 +118,7 @@ def test_where_to_start(tmp_path):
     assert np.flatnonzero(read_start(str(tmp_path/"mine"), lm)).tolist() == [1, 14]
     assert np.flatnonzero(read_start("3.2 0.1,", lm)).tolist() == [1, 14]
     assert not read_start("  ", lm).any()
-    for text, message in (("3", "layer.head"), ("1.x", "layer.head"), ("4.0", "there is no head (4, 0)"), (str(tmp_path), "no result.json")):
+    for text, message in (("3", "layer.head"), ("1.x", "layer.head"), ("4.0", "there is no head (4, 0)"), (str(tmp_path), "has no result.json")):
         with pytest.raises(InputError) as refused: read_start(text, lm)
         assert message in str(refused.value)
     (tmp_path/"mine"/"result.json").write_text(json.dumps(result | dict(weights="0")))
