@@ -114,6 +114,6 @@ def describe_origin(
 ) -> str:
     "Say when and with what a result was made."
     version, seconds = record["versions"]["fairness_repair"], record.get("seconds", 0)
-    time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds/60:.0f} min"
-    again = f" {record['reused']:,} measurements were stored already." if not record.get("measured", 1) else ""
-    return f"Made on {record['date'][:10]} by fairness_repair {version}, commit {record['commit']}, in {time}.{again}"
+    how = f"in {seconds:.0f} s" if seconds < 100 else f"in {seconds/60:.0f} min"
+    if not record.get("measured", 1): how = "from stored measurements"
+    return f"Made on {record['date'][:10]} by fairness_repair {version}, commit {record['commit']}, {how}."

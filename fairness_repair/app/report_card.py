@@ -7,6 +7,7 @@ __all__ = ['write_report_card']
 
 # %% ../../nbs/app/07_report_card.ipynb #c003
 import base64, json
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
@@ -58,6 +59,7 @@ def _describe_examples(result) -> dict: # explanation, examples, fold: for the e
                 fold=bool(measure) and measure not in _MILD_PAIRS)
 
 # %% ../../nbs/app/07_report_card.ipynb #t008
+@cache
 def _templates() -> Environment: # escapes every value
     read = lambda name: (files("fairness_repair.app")/name).read_text(encoding="utf-8")
     found = Environment(loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
