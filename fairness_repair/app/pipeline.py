@@ -81,7 +81,7 @@ def repair(
     *,
     axis:str="gender",     # what the prompts differ in: gender, race, age, ...
     prompts:str="",        # your prompts, a CSV with the columns text, axis, group; left out: HolisticBias
-    measure:str="",        # winobias, winogender, crows-pairs or pairs:yours.csv; left out: toxicity
+    measure:str="",        # winobias, winogender, bbq, crows-pairs or pairs:yours.csv; left out: toxicity
     text:str="",           # your held-out text, a file; left out: WikiText-2
     scorer:str="",         # alt-profanity, words:this,that, or a classifier: unitary/unbiased-toxic-roberta
     label:str="",          # the classifier's label that means toxic; left out: toxicity, toxic or the only one

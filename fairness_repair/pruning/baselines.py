@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REQUIRED_SCORES', 'loss_gradient', 'float32_weights', 'gradient_importance', 'output_square_sums', 'head_square_sums',
-           'magnitude_scores', 'rank_heads', 'mask_top_share']
+           'magnitude_scores', 'rank_heads', 'mask_top_share', 'random_like']
 
 # %% ../../nbs/pruning/04_baselines.ipynb #c002
 from contextlib import contextmanager
@@ -141,3 +141,16 @@ def mask_top_share(
     state = np.zeros(n, bool)
     state[order[:k]] = True
     return state
+
+# %% ../../nbs/pruning/04_baselines.ipynb #b002
+def random_like(
+    mask,   # dropped heads, bool, shape (n,)
+    prices, # log perplexity ratio without each head alone, shape (n,)
+    *,
+    rng=0,  # seed or Generator
+) -> np.ndarray: # bool, shape (n,)
+    "Drop random heads, no more than another mask does and predicted to cost no more."
+    found, limit = np.zeros_like(mask), max(0, prices[mask].sum())
+    for head in np.random.default_rng(rng).permutation(len(mask)):
+        if found.sum() < mask.sum() and prices[found].sum() + prices[head] <= limit: found[head] = True
+    return found

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEARBY', 'GRADIENT_PRICE', 'READING_PRICE', 'with_gradients', 'predict_bias', 'FirstOrder', 'fit_residuals', 'flips',
-           'exchanges', 'descend', 'check_gradients', 'gradient_search', 'first_order_search']
+           'exchanges', 'fill', 'descend', 'check_gradients', 'gradient_search', 'first_order_search']
 
 # %% ../../nbs/pruning/13_gradient_search.ipynb #c002
 from dataclasses import dataclass
@@ -116,13 +116,25 @@ def exchanges(
     return found
 
 # %% ../../nbs/pruning/13_gradient_search.ipynb #c017
+def fill(
+    cost,  # states -> predicted cost
+    state, # bool, shape (n,)
+    space:SearchSpace,
+) -> np.ndarray: # with at least the smallest number of units
+    "Add the unit of lowest predicted cost, one after the other, until the state is within the bounds."
+    while state.sum() < space.min_dropped:
+        more = state | np.eye(len(state), dtype=bool)[~state]
+        state = more[cost(more).argmin()]
+    return state
+
 def descend(
     cost,  # states -> predicted cost
     state, # where to start, bool, shape (n,)
     space:SearchSpace,
 ) -> np.ndarray: # bool, shape (n,)
     "Flip or exchange units while the predicted cost falls."
-    lowest = cost(state[None])[0] if state in space else np.inf
+    state = fill(cost, state, space)
+    lowest = cost(state[None])[0]
     while True:
         for near in (flips(state, space), exchanges(state)):
             if len(near) and (costs := cost(near)).min() < lowest: break
@@ -141,7 +153,7 @@ def _next_states(cost, states, space:SearchSpace, n:int) -> np.ndarray: # bool, 
     "Choose the states to measure next."
     end = descend(cost, states[cost(states).argmin()], space)
     near = _without(np.vstack([end[None], flips(end, space), exchanges(end)]), states)
-    return near[cost(near).argsort(kind="stable")[:n]]
+    return near[cost(near).argsort(kind="stable")[:n]] if len(near) else near
 
 # %% ../../nbs/pruning/13_gradient_search.ipynb #c021
 def check_gradients(

@@ -70,6 +70,19 @@ def test_no_search_with_gradients_overruns_its_budget(small, method, budget=30):
     assert len(np.unique(found, axis=0)) == len(found) <= 3 and all(state in space for state in found)
 
 
+@pytest.mark.parametrize("method", ["gradient", "gating", "SA", "genetic"])
+def test_a_search_keeps_both_bounds(small, method):
+    "As on large models, which may drop neither one head nor half of them."
+    objective, bounds = Objective(small, free=np.ones(16), limit=1.1), SearchSpace(16, 4, 6)
+    found = SEARCH_METHODS[method](objective, bounds, budget=40, n_candidates=3, seed=1)
+    assert len(found) and all(state in bounds for state in found)
+
+
+def test_a_search_ends_where_all_states_are_known(small):
+    objective = Objective(small, free=np.arange(16) < 2, limit=1.1)
+    assert len(gradient_search(objective, SearchSpace(2, 1, 2), budget=60, n_candidates=5)) == 4
+
+
 @pytest.mark.parametrize("disparity", ["absolute", "squared"])
 def test_protected_heads_stay(small, disparity):
     free = np.arange(16) % 3 > 0
