@@ -20,9 +20,10 @@ def names(requirements): return {canonicalize_name(r.name) for r in requirements
 
 
 def test_pins_lie_within_the_ranges():
-    "requirements.txt pins every dependency, those of the extras too; Ray and Playwright are installed by who wants them."
+    "requirements.txt pins every dependency; Ray and Playwright are installed by who wants them."
     pinned = {canonicalize_name(r.name): next(iter(r.specifier)).version for r in pins}
-    locked = [*plain, *(r for name, listed in extras.items() if name not in ("cluster", "browser") for r in listed)]
+    others = [listed for name, listed in extras.items() if name not in ("cluster", "browser")]
+    locked = [*plain, *(r for listed in others for r in listed)]
     for requirement in locked:
         name = canonicalize_name(requirement.name)
         if name == "fairness-repair": continue

@@ -98,14 +98,14 @@ def _draw_figures(
     "Draw the figures of a report."
     mask, method, figures = result.drop_mask, result.job.method, {}
     def panel(name, height):
-        figures[name] = plt.figure(figsize=(6, height))
+        figures[name] = plt.figure(figsize=(4.8, height)) # a phone shows its letters in full size
         return figures[name].subplots()
     style = dict(colour=METHOD_COLOURS.get(method, "#0072B2"), label=result.label if mask.any() else None)
-    if mask.any(): _plot_change(result.table, ax=panel("change", 4), **style)
+    if mask.any(): _plot_change(result.table, ax=panel("change", 3.2), **style)
     pairs = bool(result.job.settings.measure)
-    _plot_groups(result.groups, pairs=pairs, ax=panel("groups", max(4, 1 + .3*len(result.groups))), **style)
+    _plot_groups(result.groups, pairs=pairs, ax=panel("groups", max(3.2, 1.2 + .3*len(result.groups))), **style)
     relative = result.table["original"][0] > 0 # else there are no ratios to the original
-    if len(result.searched_states) and relative: _plot_price(result, ax=panel("price", 4.4))
+    if len(result.searched_states) and relative: _plot_price(result, ax=panel("price", 3.8))
     if mask.any():
         ax = panel("heads", 4.4)
         plot_heads({method: values_by_layer(mask, *result.grid)}, [ax])

@@ -7,14 +7,18 @@ __all__ = ['write_report_card']
 
 # %% ../../nbs/app/07_report_card.ipynb #c003
 import base64, json
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from .explanations import describe_origin, explain_examples, explain_words, group_examples
+from .explanations import repeat_command, show_text, table_groups
 from .figures import caption_figures
 from .result import RepairResult, describe_settings, join_heads, list_limits, text_table
 from .verdict import format_change, format_number, format_p
 from ..core import slug, write_whole
+from ..language.heads import values_by_layer
 
 # %% ../../nbs/app/07_report_card.ipynb #c008
 def _tiles(
@@ -39,19 +43,42 @@ def _embed(
     "Write a picture as a data URI."
     return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
 
+# %% ../../nbs/app/07_report_card.ipynb #t002
+def _describe_heads(result) -> dict: # layers, n_heads, caption: for the map of heads
+    layers = [[bool(dropped) for dropped in layer if dropped == dropped] # NaN: no head
+              for layer in values_by_layer(result.drop_mask, *result.grid)]
+    caption = caption_figures(result)["heads"]
+    return dict(layers=layers, n_heads=max(map(len, layers)), caption=caption)
+
+# %% ../../nbs/app/07_report_card.ipynb #t005
+_MILD_PAIRS = ("winobias", "winogender", "planted") # pairs that differ in pronouns or invented words
+
+def _describe_examples(result) -> dict: # explanation, examples, fold: for the examples
+    found, measure = result.examples, result.job.settings.measure
+    return dict(explanation=explain_examples(found) if found else "", examples=group_examples(found),
+                fold=bool(measure) and measure not in _MILD_PAIRS)
+
+# %% ../../nbs/app/07_report_card.ipynb #t008
+@cache
+def _templates() -> Environment: # escapes every value
+    read = lambda name: (files("fairness_repair.app")/name).read_text(encoding="utf-8")
+    found = Environment(loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    found.filters |= dict(show=show_text, number=format_number)
+    return found
+
 # %% ../../nbs/app/07_report_card.ipynb #c014
 def write_report_card(
     result:RepairResult,
     figures:dict, # name -> file, from `save_figures`
 ) -> Path:        # `result.report`
     "Write the report card."
-    captions, source = caption_figures(result), files("fairness_repair.app")/"report_card.html.j2"
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.from_string(source.read_text(encoding="utf-8"))
-    embedded = [(_embed(file), captions[name]) for name, file in figures.items()]
-    page = template.render(result=result, name=slug(result.job.model), tiles=_tiles(result),
-                           table=text_table(result), figures=embedded, limits=list_limits(result),
-                           settings=describe_settings(result), heads=join_heads(result.heads),
-                           record=json.dumps(result.record, indent=1))
+    captions = caption_figures(result)
+    embedded = {name: (_embed(file), captions[name]) for name, file in figures.items() if name != "heads"}
+    page = _templates().get_template("report_card.html.j2").render(
+        **_describe_examples(result), **_describe_heads(result), result=result, name=slug(result.job.model),
+        tiles=_tiles(result), words=explain_words(result), table=text_table(result), figures=embedded,
+        groups=table_groups(result), limits=list_limits(result), settings=describe_settings(result),
+        heads=join_heads(result.heads), origin=describe_origin(result.record), command=repeat_command(result.job),
+        record=json.dumps(result.record, indent=1))
     result.report.parent.mkdir(parents=True, exist_ok=True)
     return write_whole(result.report, page)

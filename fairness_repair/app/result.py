@@ -6,7 +6,7 @@
 __all__ = ['RepairResult', 'text_table', 'join_heads', 'list_limits', 'describe_settings']
 
 # %% ../../nbs/app/04_result.ipynb #c003
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -16,6 +16,7 @@ from .job import Job
 from .verdict import N_RESAMPLES, format_number, format_p
 from ..core import slug
 from ..language.heads import mask_to_heads
+from ..language.models import MODELS_WITH_PROMPTS
 from ..language.sentence_pairs import pair_limits
 
 # %% ../../nbs/app/04_result.ipynb #c005
@@ -35,6 +36,7 @@ class RepairResult:
     data_sizes: dict       # prompts, distinct prompts, groups and tokens of the report
     original_p: float      # p-value of the original model's bias on the report data
     record: dict           # provenance: versions, commit, weights, seconds, measured
+    examples: dict = field(default_factory=dict) # from `collect_examples`
 
     @property
     def label(self) -> str: # of the changed model
@@ -123,7 +125,20 @@ def _change_limits(result) -> list: # sentences
                      "Less toxic is not fairer.")
     if perplexity["changed"] > limit*perplexity["original"]:
         found.append(f"Perplexity rose by more than the factor {limit} that a repair should not exceed.")
-    return found + [f"This is one search with one seed ({result.job.seed}); another may find other heads."]
+    return found + [f"This is one search with one seed ({result.job.seed}); another may find other heads.",
+                    "Dropped heads are zeros in the weights: the model is neither smaller nor faster than before."]
+
+# %% ../../nbs/app/04_result.ipynb #m002
+def _model_limits(result) -> list: # sentences
+    "List the limits of a model."
+    found, (n_layers, n_heads) = [], result.grid
+    if result.job.model in MODELS_WITH_PROMPTS:
+        found.append(f"The language of {result.job.model} and its groups are invented: nothing here is about people.")
+    if np.min(n_heads) == 0:
+        with_heads = ", ".join(str(layer) for layer in np.flatnonzero(n_heads))
+        found.append(f"Only {np.count_nonzero(n_heads)} of the {n_layers} layers have attention heads "
+                     f"({with_heads}, counted from 0): the others were left alone.")
+    return found
 
 # %% ../../nbs/app/04_result.ipynb #c023
 def list_limits(
@@ -134,16 +149,11 @@ def list_limits(
     prompts = f"{sizes['prompts']:,} prompts ({sizes['distinct']:,} of them distinct)"
     data = f"{prompts} on {s.axis}, in {sizes['groups']} groups"
     if s.measure: data = f"{sizes['prompts']:,} sentence pairs of {sizes['distinct']:,} templates ({s.bias_name})"
-    found = [pair_limits(s.measure) if s.measure else _scorer_limit(s.scorer),
+    found = [*_model_limits(result), pair_limits(s.measure) if s.measure else _scorer_limit(s.scorer),
              f"Bias was measured with {data}; other biases were not measured and may have grown."]
     if not result.original_p < .05:
         p, unit = format_p(result.original_p), "pairs" if s.measure else "prompts"
         found.append(f"The original model's own bias is not significant on these {unit} (p = {p}).")
-    n_layers, n_heads = result.grid
-    if np.min(n_heads) == 0:
-        with_heads = ", ".join(str(layer) for layer in np.flatnonzero(n_heads))
-        found.append(f"Only {np.count_nonzero(n_heads)} of the {n_layers} layers have attention heads "
-                     f"({with_heads}, counted from 0): the others were left alone.")
     if result.drop_mask.any(): found += _change_limits(result)
     return found + [f"Perplexity was measured on {sizes['tokens']:,} tokens of {slug(s.text)}; it says "
                     "little about knowledge, and nothing about how well instructions are followed."]

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np, pandas as pd
 from tqdm import tqdm
 
+from .examples import collect_examples
 from .job import Job
 from .progress import watch
 from .result import RepairResult
@@ -82,7 +83,8 @@ def _measure(
     choice, report = choose_heads(job, evaluators, progress=progress), evaluators["report"]
     mask, original = choice.drop_mask, np.zeros_like(choice.drop_mask)
     found = dict(table=compare(report, mask), groups=_compare_groups(report, mask),
-                 random_heads=_measure_random_heads(report, choice), data_sizes=_count_data(report))
+                 random_heads=_measure_random_heads(report, choice), data_sizes=_count_data(report),
+                 examples=collect_examples(report, mask))
     masks = evaluators["search"].recorded() if choice.search else []
     found["searched_states"] = _relative_to_original(evaluators["search"], masks)
     found["original_p"] = report.toxicity.bias_p_value(report.scores(original))

@@ -52,7 +52,7 @@ class Tags(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def plain_tags(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
-    return Tags(write_report_card(made_up(folder), {}).read_text()).tags
+    return Tags(write_report_card(made_up(folder, model="mine"), {}).read_text()).tags
 
 
 @given(group=cells, axis=names, model=names, scorer=names)
