@@ -76,7 +76,7 @@ class Background:
     ):
         self.evaluator, self.report = evaluator, report or (lambda: None)
         self.running, self.name = False, ""
-        self.result, self.error = None, None # of the last work; an error may be `Stopped`
+        self.result, self.error, self._thread = None, None, None # of the last work; an error may be `Stopped`
 
     def start(self,
         name:str, # of the work, for people
@@ -87,13 +87,14 @@ class Background:
     ):
         "Start work; refuse it while other work is running."
         if self.running: raise InputError(f"{self.name} is not finished: wait for it, or stop it")
-        self.name, self.total, self.unit, self.result, self.error = name, total, unit, None, None
+        self.name, self.total, self.unit, self.result, self.error = name, total, unit, None, None # work may set total
         self.passes, self.results, self.started, self._told, self._stop = 0, 0, time.perf_counter(), 0., False
         self._thread, self.running = threading.Thread(target=self._run, args=(work,), daemon=True), True
         self._thread.start()
 
     def stop(self): self._stop = True
-    def wait(self, seconds=None): self._thread.join(seconds)
+    def wait(self):
+        if self._thread: self._thread.join()
 
     @property
     def done(self) -> int: return self.results if self.unit == "results" else self.passes
@@ -127,6 +128,16 @@ def _step(self:Background):
     if (now := time.perf_counter()) > self._told + .2:
         self._told = now
         self.report()
+
+# %% ../../nbs/app/15_background.ipynb #y019c
+@patch
+@contextmanager
+def paused(self:Background):
+    "Wait for the work, and refuse new work inside a `with` block."
+    self.wait()
+    self.running, self.name = True, "another cell"
+    try: yield
+    finally: self.running = False
 
 # %% ../../nbs/app/15_background.ipynb #y024
 def load_effects(

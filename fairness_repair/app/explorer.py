@@ -262,9 +262,10 @@ def measure_mask(self:Explorer):
     "Measure the current mask, and the original model if it has not been measured."
     explored, masks = self.explored, [np.zeros_like(self.explored.mask), self.explored.mask]
     def work(evaluator):
+        self.background.total = count_passes(evaluator, masks)
         for mask in masks: explored.measure(mask, evaluator=evaluator)
         return "Measured."
-    self._start("Measuring", work, total=count_passes(explored.evaluator, masks))
+    self._start("Measuring", work)
 
 @patch
 def find_effects(self:Explorer):
