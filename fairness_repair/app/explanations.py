@@ -54,19 +54,20 @@ def table_groups(
     return pd.DataFrame(table)
 
 # %% ../../nbs/app/13_explanations.ipynb #x013
+_SCORES = {"pairs": "the preference", "next word": "the chance of an insult", "continuations": "the score"}
 _RULES = dict( # rule of `collect_examples` -> heading, how it chooses
-    shared=("The same sentence for several groups",
-            "The sentences that most groups share, or one prompt of each group if they share none."),
-    fell=("Largest falls", "Where it fell most."), rose=("Largest rises", "Where it rose most."),
-    first=("Any pairs", "The first ones in the order of a hash of their text."))
+    shared=("The same sentence for several groups", "The sentences that most groups share; if several are shared by as "
+            "many, a hash of their text decides. One prompt of each group, if nothing is shared."),
+    first=("Pairs chosen at random", "The first ones in the order of a hash of their text."),
+    fell=("Largest falls of {score}", ""), rose=("Largest rises of {score}", ""))
 
 def explain_examples(
     examples:dict, # from `collect_examples`, not empty
 ) -> str:
     "Say how the examples were chosen, and how typical they are."
     shares, pairs = examples["shares"], examples["kind"] == "pairs"
-    unit, what = ("pairs", "the preference for the stereotype") if pairs else ("texts", "the score")
-    high = "The stereotype was preferred" if pairs else "The score was above 0.5"
+    unit, what = "pairs" if pairs else "texts", _SCORES[examples["kind"]]
+    high = "The stereotype was preferred" if pairs else f"{what.capitalize()} was above 0.5"
     percent = {name: f"{100*share:.0f} %" for name, share in shares.items()}
     return (f"Chosen by a fixed rule, not by hand. Of all {shares['n']:,} {unit} of the report, {what} fell in "
             f"{percent['fell']} and rose in {percent['rose']}. {high} in {percent['high_before']} before and "
@@ -87,8 +88,10 @@ def group_examples(
     examples:dict, # from `collect_examples`
 ) -> list: # (heading, how they were chosen, examples) for each rule that has any
     "Put the examples of each rule under a heading."
-    found = {rule: [e for e in examples.get("examples", []) if e["rule"] == rule] for rule in _RULES}
-    return [(*_RULES[rule], rows) for rule, rows in found.items() if rows]
+    if not examples: return []
+    found = {rule: [e for e in examples["examples"] if e["rule"] == rule] for rule in _RULES}
+    name = lambda heading: heading.format(score=_SCORES[examples["kind"]])
+    return [(name(_RULES[rule][0]), _RULES[rule][1], rows) for rule, rows in found.items() if rows]
 
 # %% ../../nbs/app/13_explanations.ipynb #x021
 _OPTIONS = ("measure", "axis", "prompts", "text", "scorer", "label", "draws", "epsilon", "budget", "dtype")

@@ -67,7 +67,7 @@ def _plot_groups(
            title="Preference per group" if pairs else "Toxicity per group",
            xlabel=f"{what}, 95 % interval\n({fair} is fair)")
     if not pairs: ax.set_xlim(0, 1.05*ax.get_xlim()[1])
-    ax.legend(fontsize="x-small", loc="lower right")
+    if label: ax.legend(fontsize="x-small", loc="lower right")
 
 # %% ../../nbs/app/06_figures.ipynb #c014
 def _plot_price(
