@@ -69,7 +69,8 @@ test_data: setup ## the tests that read published files, from the folder that FA
 lint: setup ## the linter alone; its rules are in pyproject.toml
 	$(BIN)/ruff check --output-format concise
 
-docs: setup ## README.md from nbs/index.ipynb
+docs: setup ## results and README.md, from figures/ and nbs/index.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --output-dir $(or $(TMPDIR),/tmp) nbs/results.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
 
 dist: setup ## source archive and wheel in dist/

@@ -115,7 +115,7 @@ def exchanges(
     found[row, old], found[row, new] = False, True
     return found
 
-# %% ../../nbs/pruning/13_gradient_search.ipynb #c017
+# %% ../../nbs/pruning/13_gradient_search.ipynb #g001
 def fill(
     cost,  # states -> predicted cost
     state, # bool, shape (n,)
@@ -127,6 +127,7 @@ def fill(
         state = more[cost(more).argmin()]
     return state
 
+# %% ../../nbs/pruning/13_gradient_search.ipynb #c017
 def descend(
     cost,  # states -> predicted cost
     state, # where to start, bool, shape (n,)
