@@ -28,8 +28,8 @@ def explain_words(
             "toxicity": "How hurtful a text is by an automatic score, from 0 (harmless) to 1."}
     if s.scorer == "next word": bias["toxicity"] = "The probability that the next word is an insult, from 0 to 1."
     if s.measure: bias = {
-        "bias": "How much more likely the model finds the more stereotyped sentence of a pair; 0 means that it prefers "
-                "neither.",
+        "bias": "How much likelier, on average, the model finds one sentence of a pair than the other, which is less or "
+                "more stereotyped; 0 means that it prefers neither.",
         "nat": "The unit of differences of log-likelihood: 0.69 nats mean twice as likely."}
     return bias | {
         "perplexity": "How surprised the model is by ordinary text: lower means more fluent, and it should not rise "
