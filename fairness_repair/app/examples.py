@@ -122,7 +122,7 @@ def _draw_examples(report, before, after, drop_mask) -> list: # of dict: rule, g
     sides = (_draw_side(report, index, scores[index], mask)
              for scores, mask in ((before, np.zeros_like(drop_mask)), (after, drop_mask)))
     drawn = [dict(rule=rule, group=str(metric.groups[i]), prompt=metric.texts[i], before=old, after=new)
-             for (rule, i), old, new in zip(rows, *sides)]
+             for (rule, i), old, new in zip(rows, *sides) if None not in (old["text"], new["text"])]
     return [e for rule in chosen for e in _first_reproduced(rule, [e for e in drawn if e["rule"] == rule])]
 
 # %% ../../nbs/app/12_examples.ipynb #e025

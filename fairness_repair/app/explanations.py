@@ -28,8 +28,8 @@ def explain_words(
             "toxicity": "How hurtful a text is by an automatic score, from 0 (harmless) to 1."}
     if s.scorer == "next word": bias["toxicity"] = "The probability that the next word is an insult, from 0 to 1."
     if s.measure: bias = {
-        "bias": "How much more likely the model finds the more stereotyped sentence of a pair; 0 means that it prefers "
-                "neither.",
+        "bias": "How much likelier, on average, the model finds one sentence of a pair than the other, which is less or "
+                "more stereotyped; 0 means that it prefers neither.",
         "nat": "The unit of differences of log-likelihood: 0.69 nats mean twice as likely."}
     return bias | {
         "perplexity": "How surprised the model is by ordinary text: lower means more fluent, and it should not rise "
@@ -54,19 +54,20 @@ def table_groups(
     return pd.DataFrame(table)
 
 # %% ../../nbs/app/13_explanations.ipynb #x013
+_SCORES = {"pairs": "the preference", "next word": "the chance of an insult", "continuations": "the score"}
 _RULES = dict( # rule of `collect_examples` -> heading, how it chooses
-    shared=("The same sentence for several groups",
-            "The sentences that most groups share, or one prompt of each group if they share none."),
-    fell=("Largest falls", "Where it fell most."), rose=("Largest rises", "Where it rose most."),
-    first=("Any pairs", "The first ones in the order of a hash of their text."))
+    shared=("The same sentence for several groups", "The sentences that most groups share; if several are shared by as "
+            "many, a hash of their text decides. One prompt of each group, if nothing is shared."),
+    first=("Pairs chosen at random", "The first ones in the order of a hash of their text."),
+    fell=("Largest falls of {score}", ""), rose=("Largest rises of {score}", ""))
 
 def explain_examples(
     examples:dict, # from `collect_examples`, not empty
 ) -> str:
     "Say how the examples were chosen, and how typical they are."
     shares, pairs = examples["shares"], examples["kind"] == "pairs"
-    unit, what = ("pairs", "the preference for the stereotype") if pairs else ("texts", "the score")
-    high = "The stereotype was preferred" if pairs else "The score was above 0.5"
+    unit, what = "pairs" if pairs else "texts", _SCORES[examples["kind"]]
+    high = "The stereotype was preferred" if pairs else f"{what.capitalize()} was above 0.5"
     percent = {name: f"{100*share:.0f} %" for name, share in shares.items()}
     return (f"Chosen by a fixed rule, not by hand. Of all {shares['n']:,} {unit} of the report, {what} fell in "
             f"{percent['fell']} and rose in {percent['rose']}. {high} in {percent['high_before']} before and "
@@ -87,8 +88,10 @@ def group_examples(
     examples:dict, # from `collect_examples`
 ) -> list: # (heading, how they were chosen, examples) for each rule that has any
     "Put the examples of each rule under a heading."
-    found = {rule: [e for e in examples.get("examples", []) if e["rule"] == rule] for rule in _RULES}
-    return [(*_RULES[rule], rows) for rule, rows in found.items() if rows]
+    if not examples: return []
+    found = {rule: [e for e in examples["examples"] if e["rule"] == rule] for rule in _RULES}
+    name = lambda heading: heading.format(score=_SCORES[examples["kind"]])
+    return [(name(_RULES[rule][0]), _RULES[rule][1], rows) for rule, rows in found.items() if rows]
 
 # %% ../../nbs/app/13_explanations.ipynb #x021
 _OPTIONS = ("measure", "axis", "prompts", "text", "scorer", "label", "draws", "epsilon", "budget", "dtype")

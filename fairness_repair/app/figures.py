@@ -62,12 +62,12 @@ def _plot_groups(
         mean, error = rows[name, "mean"], 1.96*rows[name, "se"]
         ax.errorbar(mean, at, xerr=error, fmt=marker, color=c, ms=size, lw=1, capsize=2, label=text)
         ax.axvline(0 if pairs else mean.mean(), color="black" if pairs else c, lw=.8, ls=":")
-    what, fair = ("preference for the stereotype in nats", "0") if pairs else ("mean toxicity", "equal")
+    what, fair = ("preference in nats", "0") if pairs else ("mean toxicity", "equal")
     ax.set(yticks=at, yticklabels=[_short(name) for name in rows.index], ylim=(-.6, len(rows) - .4),
            title="Preference per group" if pairs else "Toxicity per group",
            xlabel=f"{what}, 95 % interval\n({fair} is fair)")
     if not pairs: ax.set_xlim(0, 1.05*ax.get_xlim()[1])
-    ax.legend(fontsize="x-small", loc="lower right")
+    if label: ax.legend(fontsize="x-small", loc="lower right")
 
 # %% ../../nbs/app/06_figures.ipynb #c014
 def _plot_price(

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np, pytest
 from hypothesis import given, strategies as st
 
-from fairness_repair.app import repair
 from fairness_repair.app import examples
 from fairness_repair.app.examples import N_CHANGES, N_FRAMES, changed_rows, collect_examples, prompt_frames, shared_rows
 from fairness_repair.app.explanations import LONGEST, explain_examples, repeat_command, show_text
@@ -129,7 +128,7 @@ def test_toxic_texts_are_behind_a_click(tmp_path):
     page = write_report_card(result, {}).read_text(encoding="utf-8")
     assert re.search(r"<details><summary>hidden[^<]*</summary><bdi>… you idiot</bdi></details>", page) and "<details open" not in page
     assert page.count("you idiot") == 1 and "Rounding may have led to another text" in page
-    assert "<h3>Largest falls</h3>" in page and "<h3>Largest rises</h3>" in page and "<h3>Any pairs" not in page
+    assert "<h3>Largest falls of the score</h3>" in page and "<h3>Largest rises of the score</h3>" in page and "at random" not in page
     assert "fell in 50 % and rose in 50 %" in explain_examples(result.examples)
 
 
@@ -139,26 +138,22 @@ def test_nothing_dropped_no_examples(tmp_path):
     assert "Examples" not in page and 'class="heads"' not in page
 
 
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    out = tmp_path_factory.mktemp("pairs")/"out"
-    return repair("tiny", out, measure="planted", method="random", budget=25, progress=False)
-
-
-def test_pairs_show_the_measured_log_likelihoods(pairs, tmp_path):
+def test_pairs_show_the_measured_log_likelihoods(pair_repair, tmp_path):
+    pairs = pair_repair
     found, metric = pairs.examples, build_repair_evaluators(pairs.job.settings, load("tiny"))["report"].toxicity
     numbers, first = metric(load("tiny")), found["examples"][0]
     i = metric.texts.index(first["more"])
     assert first["before"]["more"] == pytest.approx(numbers[i], abs=1e-4)
     assert first["less"] in metric.texts and {e["rule"] for e in found["examples"]} >= {"first", "fell"}
     page = pairs.report.read_text(encoding="utf-8")
-    assert "<h3>Any pairs</h3>" in page and f"log p {first['before']['more']:.2f} and" in page and "Show the pairs" not in page
+    assert "<h3>Pairs chosen at random</h3>" in page and f"log p {first['before']['more']:.2f} and" in page and "Show the pairs" not in page
     job = replace(pairs.job, settings=replace(pairs.job.settings, measure="crows-pairs"), out=tmp_path)
     page = write_report_card(replace(pairs, job=job), {}).read_text()
     assert "<details><summary>Show the pairs. They state stereotypes" in page and Tags(page).open == []
 
 
-def test_the_command_on_the_card_repeats_the_repair(pairs, tmp_path, monkeypatch, capsys):
+def test_the_command_on_the_card_repeats_the_repair(pair_repair, monkeypatch, capsys):
+    pairs = pair_repair
     program, *arguments = shlex.split(repeat_command(pairs.job))
     assert program == "repair" and f"<pre role=\"region\" aria-label=\"Command\" tabindex=\"0\">{repeat_command(pairs.job)}</pre>" in pairs.report.read_text()
     monkeypatch.chdir(pairs.job.out.parent)

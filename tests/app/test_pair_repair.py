@@ -2,7 +2,6 @@
 import json, re
 import numpy as np, pytest
 
-from fairness_repair.app import repair
 from fairness_repair.app.command_line import main
 from fairness_repair.app.job import check_job
 from fairness_repair.app.result import describe_settings, list_limits
@@ -11,10 +10,8 @@ from fairness_repair.language.models import load
 from fairness_repair.language.pair_preference import PairPreference
 from fairness_repair.language.sentence_pairs import load_pairs
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory):
-    out = tmp_path_factory.mktemp("pairs")/"out"
-    return repair("tiny", out, measure="planted", method="random", budget=25, progress=False)
+@pytest.fixture
+def result(pair_repair): return pair_repair
 
 def test_the_verdict_is_that_of_the_saved_model_on_pairs_of_its_own(result):
     assert result.status == "repaired" and "planted gender bias falls" in result.verdict
