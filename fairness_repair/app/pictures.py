@@ -84,6 +84,7 @@ def plot_cloud(
     "Draw bias against perplexity of all known masks, and where the current one is."
     cloud, name, all_known = explored.cloud(), explored.measures[1], explored.truth is not None
     x, y = cloud["perplexity"], cloud["bias"]
+    if not len(cloud): return ax.set(xticks=[], yticks=[], title="Masks measured so far: none")
     if all_known: _plot_density(x, y, ax)
     else: ax.scatter(x, y, s=16, color="#999999", label="measured masks")
     _plot_marks(explored, name, ax)

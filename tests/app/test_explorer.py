@@ -7,6 +7,7 @@ from nbconvert import HTMLExporter
 from fairness_repair.app.background import Background, Stopped, before_each_pass, count_passes, load_effects
 from fairness_repair.app.exploration import Exploration, read_start
 from fairness_repair.app.explorer import CROSS, Explorer
+from fairness_repair.app.pictures import draw_all
 from fairness_repair.core import InputError
 from fairness_repair.disparity import root_disparity
 from fairness_repair.language.models import load
@@ -141,6 +142,7 @@ def test_saved_model_is_the_masked_one(tmp_path):
 
 def test_sentence_pairs(tmp_path):
     explored = Exploration(build_evaluators(make_config("tiny", measure="planted"), lm)["search"])
+    assert draw_all(explored, "bias").startswith(b"\x89PNG"), "with nothing measured"
     explored.find_effects()
     found, original = explored.predict(explored.mask).iloc[0], explored.measure()
     for measure in explored.measures: assert np.isclose(found[measure], original[measure], rtol=1e-4), measure
