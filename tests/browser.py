@@ -8,7 +8,8 @@ from importlib.util import find_spec
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+named = os.environ.get("CHROMIUM")
+program = next(filter(None, map(shutil.which, [named] if named else NAMES)), None)
 FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 HERE = ("data:", "blob:", "file:", "about:", "http://127.0.0.1", "http://localhost", "ws://127.0.0.1", "ws://localhost")
