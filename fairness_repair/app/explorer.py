@@ -90,7 +90,7 @@ STYLE = """<style>
 .explorer .explorer-label { text-align: center; line-height: 1.3; padding-top: 5px; }
 .explorer p, .explorer [role] { line-height: 1.4; margin: 6px 0; white-space: normal; }
 .explorer .widget-html-content { overflow-x: auto; }
-@media (max-width: 600px) { .explorer th, .explorer td { padding-right: 6px; font-size: 12px; }
+@media (max-width: 600px) { .explorer th, .explorer td { padding-right: 4px; font-size: 11px; }
   .explorer .explorer-numbers tbody th { white-space: normal; } }
 .explorer img { max-width: 100%; background: white; }
 [data-jp-theme-light="false"] .explorer img { filter: invert(.93) hue-rotate(180deg); }
@@ -292,7 +292,7 @@ def continue_texts(self:Explorer):
 def save(self:Explorer):
     "Save the model without the dropped heads."
     folder = self.folder.value
-    advice = "Nobody has judged it on held-out prompts yet: the last cell does."
+    advice = "It is not judged on held-out prompts yet: the last cell does that."
     self._start("Saving", lambda evaluator: f"Saved in {self.explored.save(folder)}. {advice}")
 
 # %% ../../nbs/app/17_explorer.ipynb #w022
