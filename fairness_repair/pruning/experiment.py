@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'PAIR_SIZES', 'MORE_HEADS', 'BBQ_SIZES', 'RECORD_NAMES', 'PAPER_MODELS', 'UNPUBLISHED_FIELDS',
-           'ROWS_PER_PASS', 'ExperimentConfig', 'check_measure', 'make_config', 'search_space', 'free_heads',
-           'published_config', 'build_toxicity', 'build_preference', 'build_evaluator', 'build_evaluators']
+           'ROWS_PER_PASS', 'ExperimentConfig', 'sizes_of_measure', 'check_measure', 'make_config', 'search_space',
+           'free_heads', 'published_config', 'build_toxicity', 'build_preference', 'build_evaluator',
+           'build_evaluators']
 
 # %% ../../nbs/pruning/03_experiment.ipynb #c002
 from dataclasses import asdict, dataclass, fields, replace
@@ -80,13 +81,21 @@ def _check_fields(config:ExperimentConfig) -> ExperimentConfig:
         checked[f.name] = check_value(f.name, getattr(config, f.name), f.type, **bounds)
     return replace(config, **checked)
 
-# %% ../../nbs/pruning/03_experiment.ipynb #m002
+# %% ../../nbs/pruning/03_experiment.ipynb #m002a
 PAIR_SIZES = dict(search_prompts_per_group=256, single_head_prompts_per_group=64, selection_prompts_per_group=0,
                   report_prompts_per_group=0, dtype="float32") # with a measure; 0: all pairs
 MORE_HEADS = dict(max_dropped_share=.07) # of models without a preset: pairs are exact enough to choose more heads
 BBQ_SIZES = dict(search_prompts_per_group=32, single_head_prompts_per_group=16, selection_prompts_per_group=64,
                  report_prompts_per_group=128) # of each category: its pairs are many and long
 
+def sizes_of_measure(
+    model:str,   # as for `load`
+    measure:str, # sentence pairs
+) -> dict:       # fields of `ExperimentConfig`
+    "Choose how many pairs a search, a choice and a report get, and how many heads may be dropped."
+    return PAIR_SIZES | ({} if model in PRESETS else MORE_HEADS) | (BBQ_SIZES if measure == "bbq" else {})
+
+# %% ../../nbs/pruning/03_experiment.ipynb #m002
 def check_measure(
     model:str, # as for `load`
     config:ExperimentConfig,
@@ -112,9 +121,7 @@ def make_config(
 ) -> ExperimentConfig:
     "Return the preset of a model with changes."
     wanted = {k: v for k, v in changes.items() if v not in ("", -1)}
-    if measure := wanted.get("measure"):
-        own = ({} if model in PRESETS else MORE_HEADS) | (BBQ_SIZES if measure == "bbq" else {})
-        wanted = PAIR_SIZES | own | wanted
+    if "measure" in wanted: wanted = sizes_of_measure(model, wanted["measure"]) | wanted
     config = _check_fields(replace(PRESETS.get(model, ExperimentConfig()), **wanted))
     if config.measure: config = replace(config, axis=check_measure(model, config, wanted))
     if config.draws and (config.measure or config.scorer == "next word"):

@@ -32,6 +32,7 @@ def test_no_data_and_no_network_is_one_clear_error(tmp_path):
 
 
 @pytest.mark.parametrize("question, parameters, message", [
+    ("rq1_fasp", ("scores", "grad"), "Did you mean 'gradient'?"),
     ("rq2_fasp", ("scores", "publishd"), "Did you mean 'published'?"),
     ("rq4_fasp", ("model", "gpt-j-6B", "scores", "published"), "no scores per seed for gpt-j-6B"),
     ("rq1_fasp", ("limit", 0.5), "limit = 0.5"),
