@@ -175,7 +175,7 @@ class NeuFairClassifier(ClassifierMixin, BaseEstimator):
         *,
         sensitive_columns=None, # columns of X that are the groups, if `fit` gets no `sensitive_features`
         recipe="small_data",    # how a network is trained if `estimator` is None, as in `train`
-        strategy="SA, cool",    # of the search, as in `repair_classifier`
+        strategy="SA",          # of the search, as in `repair_classifier`
         budget=20_000,          # states of the search
         metric="eod",           # unfairness to minimise: "eod", "spd", "eopp" or "ppd"
         min_f1_share=.98,       # share of the F1 of `classes_[1]` that must remain
