@@ -5,7 +5,7 @@ import nbformat, pytest
 
 from fairness_repair.core import paths
 
-root = paths.nbs.parent
+root = paths.root
 page, readme = (root/"figures"/"results.md").read_text(encoding="utf-8"), (root/"README.md").read_text(encoding="utf-8")
 
 
@@ -14,7 +14,9 @@ def make_page(folder, out, monkeypatch):
     monkeypatch.setenv("FAIRNESS_REPAIR_FIGURES", str(out))
     space = {}
     for cell in nbformat.read(paths.nbs/"results.ipynb", 4).cells:
-        if cell.cell_type == "code": exec(cell.source.replace('paths.nbs.parent/"figures"', "FOLDER"), space := space | dict(FOLDER=folder))
+        if cell.cell_type != "code": continue
+        space["FOLDER"] = folder
+        exec(cell.source.replace('paths.root/"figures"', "FOLDER"), space)
     return (out/"results.md").read_text(encoding="utf-8"), space["table_lines"]
 
 

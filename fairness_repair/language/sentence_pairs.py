@@ -178,7 +178,8 @@ def read_pairs(
 
 # %% ../../nbs/language/22_sentence_pairs.ipynb #p039
 PAIR_SOURCES = {"winobias": winobias, "winogender": winogender, "crows-pairs": crows_pairs,
-                "bbq": bbq_pairs, "prompt-pairs-en": lambda: prompt_pairs("en"), "prompt-pairs-es": lambda: prompt_pairs("es")}
+                "bbq": bbq_pairs,
+                "prompt-pairs-en": lambda: prompt_pairs("en"), "prompt-pairs-es": lambda: prompt_pairs("es")}
 OWN_PAIRS = "pairs:" # before the path of a CSV
 
 def read_pair_source(
