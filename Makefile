@@ -18,7 +18,7 @@ TOGETHER := -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo quick test test_data lint pytest_runs pytest_parts docs dist smollm2 $(QUESTIONS)
+.PHONY: help setup browser demo quick test test_data lint pytest_runs pytest_parts docs site dist smollm2 $(QUESTIONS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z_0-9]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -34,8 +34,8 @@ $(VENV)/ready: requirements.txt pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	touch $@
 
-browser: setup ## Playwright and axe-core, which the browser tests need besides Chromium
-	$(BIN)/python -m pip install --quiet -e '.[browser]'
+browser: setup ## Playwright, axe-core and Sphinx: what the tests of pages need besides Chromium
+	$(BIN)/python -m pip install --quiet -e '.[browser,site]'
 
 demo: ## Attention Pruning against its baselines on the built-in model: a figure, a table and a repaired model
 demo: MODEL = tiny
@@ -72,6 +72,12 @@ lint: setup ## the linter alone; its rules are in pyproject.toml
 docs: setup ## results and README.md, from figures/ and nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to notebook --execute --output-dir $(or $(TMPDIR),/tmp) nbs/results.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
+
+site: setup ## the site in _docs/html: how-to pages, findings, lessons, reference
+	$(BIN)/python -m pip install --quiet -e '.[site]'
+	$(BIN)/python nbs/site/assemble.py _proc/site
+	$(BIN)/python -m sphinx -q -W --keep-going -d _docs/doctrees -c nbs/site _proc/site _docs/html
+	@echo "site: _docs/html/index.html"
 
 dist: setup ## source archive and wheel in dist/
 	$(BIN)/python -m build --no-isolation

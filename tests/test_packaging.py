@@ -20,9 +20,9 @@ def names(requirements): return {canonicalize_name(r.name) for r in requirements
 
 
 def test_pins_lie_within_the_ranges():
-    "requirements.txt pins every dependency; Ray and Playwright are installed by who wants them."
+    "requirements.txt pins every dependency; Ray, Playwright and Sphinx are installed by who wants them."
     pinned = {canonicalize_name(r.name): next(iter(r.specifier)).version for r in pins}
-    others = [listed for name, listed in extras.items() if name not in ("cluster", "browser")]
+    others = [listed for name, listed in extras.items() if name not in ("cluster", "browser", "site")]
     locked = [*plain, *(r for listed in others for r in listed)]
     for requirement in locked:
         name = canonicalize_name(requirement.name)

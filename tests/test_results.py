@@ -4,6 +4,7 @@ import re, subprocess
 import nbformat, pytest
 
 from fairness_repair.core import paths
+from fairness_repair.report import recorded_findings
 
 root = paths.root
 page, readme = (root/"figures"/"results.md").read_text(encoding="utf-8"), (root/"README.md").read_text(encoding="utf-8")
@@ -47,3 +48,10 @@ def test_a_changed_table_changes_the_page(tmp_path, monkeypatch):
 def test_every_research_question_has_a_line():
     questions = {file.stem for file in paths.nbs.glob("rq*.ipynb")}
     assert questions == {name for name in questions if re.search(rf"\b{name}\b", page)}
+
+
+@pytest.mark.parametrize("notebook", sorted(paths.nbs.glob("rq*.ipynb")), ids=lambda file: file.stem)
+def test_notebook_opens_with_its_lines(notebook):
+    cell = next(c for c in nbformat.read(notebook, 4).cells if c.id == "findings")
+    assert f'"{notebook.stem}"' in cell.source
+    assert cell.outputs[0].data["text/markdown"] == recorded_findings(notebook.stem), "run make docs"
