@@ -1,4 +1,4 @@
-"The pages that `make site` builds: nothing is missing, no link is dead, and a browser shows them on every screen."
+"The pages that `make site` builds: nothing is missing, no link is dead, and they read on every screen."
 import importlib, subprocess, sys
 from importlib.util import find_spec
 from urllib.parse import unquote, urldefrag, urlparse
@@ -9,26 +9,29 @@ from browser import chromium, needs_browser, new_page, overflow, violations
 from fairness_repair.core import paths
 from test_architecture import modules, parts
 
-missing = [name for name in ("sphinx", "myst_nb", "furo", "sphinx_copybutton", "latex2mathml") if not find_spec(name)]
-pytestmark = pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}: pip install 'fairness_repair[site]'")
-PAGES = ["index", "howto/model", "howto/table", "figures/results", "architecture", "glossary", "nbs/rq2_ap", "nbs/language/02_heads", "api/pruning.fasp"]
+NEEDS = ("sphinx", "myst_nb", "furo", "sphinx_copybutton", "latex2mathml")
+missing = ", ".join(name for name in NEEDS if not find_spec(name))
+pytestmark = pytest.mark.skipif(bool(missing), reason=f"needs {missing}: pip install 'fairness_repair[site]'")
+PAGES = ["index", "howto/table", "figures/results", "architecture", "nbs/rq2_ap", "api/pruning.fasp"]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     "The folder of the built pages; a warning of Sphinx is an error."
     folder = tmp_path_factory.mktemp("site")
-    here, run = paths.nbs/"site", dict(check=True, capture_output=True, text=True)
-    subprocess.run([sys.executable, here/"assemble.py", folder/"source"], **run)
-    built = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", here, folder/"source", folder/"html"], capture_output=True, text=True)
-    assert not built.returncode, built.stderr[-3000:]
+    here, source, out = paths.nbs/"site", folder/"source", folder/"html"
+    sphinx = ["-m", "sphinx", "-q", "-W", "--keep-going", "-c", here, source, out]
+    for command in ([here/"assemble.py", source], sphinx):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        assert not done.returncode, done.stderr[-3000:]
     return folder/"html"
 
 
 @pytest.fixture(scope="module")
 def soups(site):
     from bs4 import BeautifulSoup
-    return {file: BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser") for file in site.rglob("*.html")}
+    read = lambda file: BeautifulSoup(file.read_text(encoding="utf-8"), "html.parser")
+    return {file: read(file) for file in site.rglob("*.html")}
 
 
 def test_every_public_name_has_its_place(site, soups):
@@ -36,7 +39,8 @@ def test_every_public_name_has_its_place(site, soups):
     for file in modules:
         dotted = ".".join(parts(file))
         ids = {tag["id"] for tag in soups[site/"api"/f"{dotted}.html"].find_all(id=True)}
-        absent = [name for name in importlib.import_module(f"fairness_repair.{dotted}").__all__ if f"fairness_repair.{dotted}.{name}" not in ids]
+        public = importlib.import_module(f"fairness_repair.{dotted}").__all__
+        absent = [name for name in public if f"fairness_repair.{dotted}.{name}" not in ids]
         assert not absent, f"{dotted}: {absent}"
 
 

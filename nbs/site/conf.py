@@ -23,7 +23,6 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
-maximum_signature_line_length = 80
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 copybutton_exclude = ".linenos, .gp, .go"
@@ -46,7 +45,7 @@ def make_accessible(app, error):
         page = page.replace('class="caption" role="heading"', 'class="caption" role="heading" aria-level="2"')
         page = page.replace("<pre>", '<pre tabindex="0">').replace("<pre id=", '<pre tabindex="0" id=')
         page = re.sub(r'<div class="(table-wrapper[^"]*)"', r'<div tabindex="0" class="\1"', page)
-        page = page.replace('<table border="1" class="dataframe">', '<table border="1" class="dataframe" tabindex="0">')
+        page = page.replace('class="dataframe">', 'class="dataframe" tabindex="0">')
         file.write_text(page, encoding="utf-8")
 
 
