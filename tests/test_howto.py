@@ -17,7 +17,8 @@ def commands(page):
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"(?s)```sh\n(.*?)```", text)
     inline = re.findall(r"`((?:make|repair|papermill) [^`]+)`", re.sub(r"(?s)```.*?```", "", text))
-    for line in [*"\n".join(blocks).replace("\\\n", " ").splitlines(), *inline]:
+    lines = "\n".join(blocks).replace("\\\n", " ").replace("&&", "\n").splitlines()
+    for line in [*lines, *inline]:
         words = shlex.split(line, comments=True)
         if words and not any("<" in word for word in words): yield words
 
