@@ -17,7 +17,7 @@ def draw_packages(arrows, titles) -> str:
         ends = f'x1="{x:.0f}" y1="{y + 26}" x2="{to_x:.0f}" y2="{to_y - 26}"'
         lines.append(f'<line {ends} stroke="currentColor" marker-end="url(#head)"/>')
     for name, (x, y) in at.items():
-        width = 720 if name == "top" else 190
+        width = 720 if name == "top" else 172
         box = f'x="{x - width/2:.0f}" y="{y - 26}" width="{width}" height="52" rx="6"'
         lines.append(f'<rect {box} fill="none" stroke="currentColor"/>')
         shown = BASE if name == "top" else name
