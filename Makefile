@@ -18,7 +18,7 @@ TOGETHER := -j2 $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo quick test test_data lint pytest_runs pytest_parts docs site dist smollm2 $(QUESTIONS)
+.PHONY: help setup browser demo quick test test_site test_data lint pytest_runs pytest_parts docs site dist smollm2 $(QUESTIONS)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z_0-9]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -61,7 +61,11 @@ pytest_runs:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST) tests/app tests/notebooks tests/test_wheel.py
 
 pytest_parts:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST) --ignore=tests/app --ignore=tests/notebooks --ignore=tests/test_wheel.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST) --ignore=tests/app --ignore=tests/notebooks \
+		--ignore=tests/test_wheel.py --ignore=tests/test_site.py
+
+test_site: setup ## the tests of the pages that make site builds
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST) tests/test_site.py
 
 test_data: setup ## the tests that read published files, from the folder that FAIRNESS_REPAIR_DATA names
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q $(PYTEST) -m data

@@ -92,7 +92,7 @@ def test_modules_places_and_readme_examples(away):
     modules = [".".join(p.parts).removesuffix(".__init__") for p in files]
     cells = json.loads((paths.nbs/"index.ipynb").read_text())["cells"]
     examples = ["".join(c["source"]) for c in cells if c["cell_type"] == "code" and c["source"]]
-    assert len(modules) > 50 and any("read_table" in c for c in examples)
+    assert len(modules) > 50 and any("load_table" in c for c in examples)
     code = f"""
 import importlib, json, os
 files = [importlib.import_module(m).__file__ for m in {modules}]
