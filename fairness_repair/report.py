@@ -67,7 +67,8 @@ def recorded_findings(
     "List what recorded runs of a notebook have found."
     page = paths.checkout/"figures"/"results.md" if paths.checkout else None
     if page is None or not page.is_file(): return "Recorded findings are in a checkout of the repository."
-    rows = [row.strip("| ").split(" | ") for row in page.read_text(encoding="utf-8").splitlines() if row.startswith("| ")]
+    lines = page.read_text(encoding="utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     own = [f"- **{row[0]}** {row[-1]}" for row in rows if re.search(rf"\b{notebook}\b", row[1])]
     return "\n".join(["Recorded runs:", "", *own]) if own else "No run of this notebook is recorded."
 
