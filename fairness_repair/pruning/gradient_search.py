@@ -236,7 +236,7 @@ def gradient_search(
     check_gradients(objective)
     evaluator, states = objective.evaluator, np.zeros((1, space.n), bool)
     prices = evaluator.head_prices(*([price_text] if price_text else []))
-    first, table, read = FirstOrder(objective, [], prices), objective.measure(states), (states, objective.original[["perplexity"]])
+    first, table, read = FirstOrder(objective, [], prices), objective.measure(states), (states, np.array([objective.original["perplexity"]], float))
     left = lambda: int(budget - len(states) - GRADIENT_PRICE*len(first.effects) - READING_PRICE*(len(read[0]) - 1))
     cost = lambda states: np.zeros(len(states)) # nothing is known yet
     while left() > GRADIENT_PRICE and len(first.effects) < (rounds or np.inf):
