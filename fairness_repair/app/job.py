@@ -21,7 +21,7 @@ from ..language.sentence_pairs import load_pairs
 from ..language.texts import load_text
 from ..language.toxicity import load_scorer
 
-from ..pruning.experiment import ExperimentConfig, make_config
+from ..pruning.experiment import PRESETS, SPREAD_TEXT, ExperimentConfig, make_config
 from ..pruning.search_methods import METHOD_OPTIONS, SEARCH_METHODS, check_options
 
 # %% ../../nbs/app/00_job.ipynb #c006
@@ -141,7 +141,8 @@ def check_job(
     check_value("seed", seed, int, low=0)
     check_value("save_candidate", save_candidate, bool)
     options = _check_method_options(method, {name: changes.pop(name, -1) for name in METHOD_OPTIONS})
-    settings = make_config(str(model), **changes, seeds=1)
+    usual = {} if str(model) in PRESETS else SPREAD_TEXT
+    settings = make_config(str(model), **usual | {k: v for k, v in changes.items() if v not in ("", -1)}, seeds=1)
     if settings.dtype not in DTYPES: raise InputError(unknown_name_message("dtype", settings.dtype, DTYPES))
     job = Job(str(model), check_output_folder("out", out), method, seed, settings, save_candidate, ablation,
               options)

@@ -28,7 +28,8 @@ def build_repair_evaluators(
 ) -> dict:      # search, single, selection, report as from `build_evaluators`; reader: perplexity only
     "Build all evaluators of a repair."
     evaluators = build_evaluators(settings, lm, store=store)
-    return evaluators | dict(reader=Evaluator(lm, None, evaluators["search"].text, store=store))
+    text = evaluators["search"].price_text or evaluators["search"].text
+    return evaluators | dict(reader=Evaluator(lm, None, text, store=store))
 
 # %% ../../nbs/app/02_selection.ipynb #c009
 SINGLE_HEAD_METHODS = {"FASP": "ablation", "FASP gradient": "gradient"} # method -> scores
@@ -100,7 +101,7 @@ def choose_heads(
     scores = SINGLE_HEAD_METHODS.get(job.method)
     scan = _scan_heads(evaluators, protected_share=s.protected_share, scores=scores, progress=progress)
     squared = job.method in GRADIENT_METHODS and all(e.row(original)["squared_disparity"] > 0 for e in splits)
-    cost = dict(free=scan.free, epsilon=s.epsilon, limit=s.max_perplexity_ratio,
+    cost = dict(free=scan.free, epsilon=s.epsilon, limit=s.search_limit,
                 disparity="squared" if squared else "absolute")
     search, selection = (Objective(evaluator, **cost) for evaluator in splits)
     candidates = _find_candidates(job, search, evaluators["reader"], scan)

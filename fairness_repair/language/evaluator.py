@@ -79,12 +79,13 @@ class Evaluator:
         toxicity:Metric|None, # columns bias, squared_disparity, toxicity and others; None: perplexity only
         text:Metric|None,     # column perplexity; None: bias only
         *,
+        price_text:Metric|None=None, # part of the text on which single heads are priced; None: all
         store:Store|None=None, # None: in memory
         subsampling:Subsampling|None=None, # draws a share of the rows for each state; None: all rows
         backend=None,          # measures what is missing; None: `Serial()`
         callback=None,         # function of a row (dict), called as soon as the row is complete
     ):
-        self.lm, self.toxicity, self.text = lm, toxicity, text
+        self.lm, self.toxicity, self.text, self.price_text = lm, toxicity, text, price_text
         self.store = Store(":memory:") if store is None else store
         self.subsampling, self.backend, self.callback = subsampling, backend or Serial(), callback
         self.counts = Counts()
@@ -113,6 +114,7 @@ def to_record(self:Evaluator) -> dict:
     "Return all that the tables depend on."
     found = dict(model=self.model_record, reading=self.text and self.text.to_record(),
                  toxicity=self.toxicity and self.toxicity.to_record())
+    if self.price_text: found |= dict(price_text=self.price_text.to_record())
     return found | (self.subsampling.to_record() if self.subsampling else {})
 
 # %% ../../nbs/language/12_evaluator.ipynb #c015b

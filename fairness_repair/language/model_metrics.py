@@ -336,7 +336,7 @@ class TextPerplexity(Metric):
         window:int|None=None, # tokens per window; None: as many as the model has positions, at most 1,024
         stride:int|None=None, # tokens from window to window; None: half a window
         tokens:int|None=None, # read only about so many tokens
-        mode="sliding",       # from the start; "fasp": as FASP's code; "spread": windows apart, each without the text before
+        mode="sliding",       # from the start; "fasp": as FASP's code; "spread": from all over the text
     ):
         positions = n_positions(lm) or 1024
         window = window or min(1024, positions)
@@ -420,6 +420,14 @@ def subset(self:TextPerplexity, rows) -> TextPerplexity:
     part.windows = [self.windows[i] for i in rows]
     part.scored = self.scored[rows]
     return part
+
+@patch
+def part(self:TextPerplexity,
+    tokens:int, # about so many in all
+) -> TextPerplexity:
+    "Take windows at equal distances."
+    n = min(len(self.windows), -(-tokens//self.window))
+    return self.subset(np.linspace(0, len(self.windows) - 1, n).round().astype(int))
 
 @patch
 def pieces(self:TextPerplexity, lm:LM, *, rows:int, tokens:int) -> list:

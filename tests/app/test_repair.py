@@ -375,3 +375,18 @@ def test_edited_config_is_refused(unloaded, tmp_path):
     for text in ("", "[1]", "{"):
         (tmp_path/"config.json").write_text(text)
         with pytest.raises(InputError, match="or its config.json was changed"): repair("tiny", tmp_path)
+
+
+def test_text_in_pieces_for_search_and_choice(tmp_path):
+    "Heads are priced on a part of the text; searches aim below the limit, and the report is read as always."
+    job = check_job("tiny", tmp_path/"repaired", window=16, search_tokens=320, single_head_tokens=160, protected_share=.25)
+    evaluators = build_repair_evaluators(job.settings, load("tiny"))
+    read = {name: evaluator.text for name, evaluator in evaluators.items()}
+    assert [read[name].mode for name in ("search", "selection", "report")] == ["spread", "spread", "sliding"]
+    assert len(read["search"].windows) == 2*len(read["reader"].windows) == 20
+    assert read["reader"].to_record() == read["single"].to_record() == evaluators["search"].price_text.to_record()
+    choice = choose_heads(job, evaluators)
+    assert job.settings.search_limit == pytest.approx(1 + .1*2/3) and choice.search.cost_settings["limit"] == job.settings.search_limit
+    assert choice.drop_mask.any() and choice.reason is None
+    plain = check_job("tiny", tmp_path/"plain").settings
+    assert plain.search_limit == plain.max_perplexity_ratio and "window" not in plain.to_record()

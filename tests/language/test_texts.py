@@ -1,10 +1,12 @@
 "WikiText-2's exact joins, and texts that are wrong."
 
 import datasets
-import pytest
+import numpy as np, pytest
 
+from fairness_repair.core import InputError
 from fairness_repair.language import texts
-from fairness_repair.language.models import MODELS_WITH_PROMPTS
+from fairness_repair.language.model_metrics import TextPerplexity
+from fairness_repair.language.models import MODELS_WITH_PROMPTS, load
 from fairness_repair.language.texts import load_text
 
 import needs
@@ -99,3 +101,19 @@ def test_a_changed_file_is_read_again(tmp_path):
 @pytest.mark.parametrize("source", ["wikitext", "no/such/file.txt", "none.txt", ""])
 def test_unknown_sources_are_refused_without_a_network(source):
     with pytest.raises(ValueError, match="unknown text.*Or a text file"): load_text(source, "search")
+
+
+def test_windows_from_all_over_a_text():
+    "Each starts anew; together they are as many tokens as wanted; a text of one window is read as always."
+    lm, documents = load("tiny"), load_text("tiny", "search")
+    bos = [lm.tokenizer.bos_token_id]
+    every = TextPerplexity(lm, documents, window=8, mode="spread")
+    spread = TextPerplexity(lm, documents, window=8, mode="spread", tokens=80)
+    assert len(spread.windows) == 10 and all(len(w.ids) <= 8 and list(w.ids[:1]) == bos for w in spread.windows)
+    at = [every.windows.index(w) for w in spread.windows]
+    assert at[0] == 0 and at[-1] == len(every.windows) - 1 and np.ptp(np.diff(at)) <= 1
+    assert spread.part(3*8).windows == [spread.windows[i] for i in (0, 4, 9)]
+    short = documents[0][:20]
+    one, same = TextPerplexity(lm, [short], mode="spread"), TextPerplexity(lm, [short])
+    assert one.windows == same.windows
+    with pytest.raises(InputError, match="mode 'spraed'.*Did you mean 'spread'"): TextPerplexity(lm, documents, mode="spraed")

@@ -9,8 +9,9 @@ from fairness_repair.language.prompts import load_prompts
 from fairness_repair.language.toxicity import load_scorer
 from fairness_repair.pruning.attention_pruning import Objective, relative_cost
 from fairness_repair.pruning.experiment import build_evaluator, make_config
-from fairness_repair.pruning.gradient_search import (FirstOrder, descend, exchanges, fit_residuals, flips,
-                                                     gradient_search, with_gradients)
+from fairness_repair.pruning.gradient_search import (READINGS, FirstOrder, _standard_errors, descend, exchanges,
+                                                     fit_residuals, flips, gradient_search, shrink_prices,
+                                                     with_gradients)
 from fairness_repair.pruning.head_gating import gating_search
 from fairness_repair.pruning.replay import NoisyGradients, TableEvaluator, replay_search
 from fairness_repair.pruning.search_methods import GRADIENT_METHODS, SEARCH_METHODS, propose
@@ -148,3 +149,60 @@ def test_squared_disparity_is_another_stored_question(lm):
         propose("random", objective, space, budget=4, n_candidates=2)
         ids += [row[0] for row in evaluator.store.db.execute("select id from outcomes where question like '%method%'")]
     assert ids[0] == ids[2] != ids[1]
+
+
+def test_noisy_prices_move_towards_the_median_by_one_standard_error_at_most():
+    rng = np.random.default_rng(0)
+    prices, errors = rng.normal(.01, .01, 200), rng.uniform(.001, .02, 200)
+    prices[:5] += .3 # expensive heads stay expensive
+    moved = shrink_prices(prices, errors)
+    assert (np.abs(moved - prices) <= errors + 1e-12).all() and (moved[:5] > .25).all()
+    middle = np.median(prices)
+    assert ((moved - middle)*(prices - middle) >= 0).all(), "none passes the median"
+    np.testing.assert_array_equal(shrink_prices(prices, np.zeros(200)), prices)
+
+
+def test_shrunk_prices_add_up_where_noisy_ones_do_not():
+    "The 30 lowest of 270 noisy prices: their true sum, and the sums before and after."
+    gaps = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        true, errors = rng.gamma(1, .01, 270), np.full(270, .01)
+        noisy = true + errors*rng.normal(size=270)
+        moved = shrink_prices(noisy, errors)
+        gaps.append([true[np.argsort(p)[:30]].sum() - p[np.argsort(p)[:30]].sum() for p in (noisy, moved)])
+    before, after = np.mean(gaps, axis=0)
+    assert abs(after) < before/2
+
+
+def test_standard_error_of_windows_is_that_of_their_means():
+    "With windows of one length it is the textbook formula."
+    changes, tokens = np.random.default_rng(0).normal(size=(3, 8)), np.full(8, 50)
+    expected = (changes/50).std(1, ddof=1)/8**.5
+    np.testing.assert_allclose(_standard_errors(changes, tokens), expected)
+
+
+def test_price_of_a_set_is_learned_from_measured_sets(model):
+    first = FirstOrder(Objective(model, free=np.ones(16)), [], np.full(16, .1))
+    states, original = np.tri(16, dtype=bool), first.objective.original["perplexity"]
+    first.scale_prices(states, original*np.exp(1.5*states @ first.prices))
+    assert 1.49 < first.price_scale <= 1.5
+    first.scale_prices(states[:0], np.array([]))
+    assert first.price_scale == 1
+
+
+def test_perplexity_is_read_before_a_state_is_measured(lm, small):
+    "Heads are priced on a part of the text; the first measured state keeps the limit, or three were read in vain."
+    def search(**options):
+        store = Store(":memory:")
+        evaluator = Evaluator(lm, small.toxicity, small.text, store=store, **options)
+        objective = Objective(evaluator, free=np.ones(16), limit=1.05, disparity="squared")
+        gradient_search(objective, space, budget=12, rounds=1, n_candidates=3)
+        read, measured = (len(store.states(evaluator.record_of(m))) for m in (evaluator.text, evaluator.toxicity))
+        return evaluator, read, measured
+    _, read, measured = search()
+    assert read >= measured == 4 # the original and three states
+    evaluator, read, measured = search(price_text=small.text.part(100))
+    assert measured == 4 and measured <= read <= measured + READINGS
+    assert len(evaluator.store.states(evaluator.record_of(evaluator.price_text))) == 17
+    assert evaluator.perplexities(np.eye(16, dtype=bool)[:2]) == pytest.approx(evaluator(np.eye(16, dtype=bool)[:2])["perplexity"])
