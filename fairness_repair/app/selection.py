@@ -101,7 +101,7 @@ def choose_heads(
     scores = SINGLE_HEAD_METHODS.get(job.method)
     scan = _scan_heads(evaluators, protected_share=s.protected_share, scores=scores, progress=progress)
     squared = job.method in GRADIENT_METHODS and all(e.row(original)["squared_disparity"] > 0 for e in splits)
-    cost = dict(free=scan.free, epsilon=s.epsilon, limit=s.search_limit,
+    cost = dict(free=scan.free, epsilon=s.epsilon, limit=s.search_limit, penalty=s.penalty,
                 disparity="squared" if squared else "absolute")
     search, selection = (Objective(evaluator, **cost) for evaluator in splits)
     candidates = _find_candidates(job, search, evaluators["reader"], scan)

@@ -79,7 +79,7 @@ class Evaluator:
         toxicity:Metric|None, # columns bias, squared_disparity, toxicity and others; None: perplexity only
         text:Metric|None,     # column perplexity; None: bias only
         *,
-        price_text:Metric|None=None, # part of the text on which single heads are priced; None: all
+        price_text:Metric|None=None, # on which single heads are priced; None: `text`
         store:Store|None=None, # None: in memory
         subsampling:Subsampling|None=None, # draws a share of the rows for each state; None: all rows
         backend=None,          # measures what is missing; None: `Serial()`

@@ -337,6 +337,7 @@ class TextPerplexity(Metric):
         stride:int|None=None, # tokens from window to window; None: half a window
         tokens:int|None=None, # read only about so many tokens
         mode="sliding",       # from the start; "fasp": as FASP's code; "spread": from all over the text
+        context:int=0,        # tokens of each "spread" window that are read, but not scored
     ):
         positions = n_positions(lm) or 1024
         window = window or min(1024, positions)
@@ -345,6 +346,8 @@ class TextPerplexity(Metric):
         if tokens is not None and tokens < 2:
             raise InputError(f"tokens = {tokens}: needs 2 or more, or None for all")
         self.window, self.stride, self.mode = window, stride or max(1, window//2), mode
+        if not 0 <= context < window: raise InputError(f"context = {context}: needs 0 or more, and less than {window}")
+        self.context = context
         self.tokenizer = tokenizer_hash(lm.tokenizer)
         if mode == "spread": found = self.cut_apart(lm, documents, tokens)
         else: found = self.cut(lm, documents, positions, tokens)
@@ -384,16 +387,16 @@ def cut_apart(self:TextPerplexity, lm, documents, tokens) -> list: # of `Window`
         check_ids(lm, [ids])
         step = self.window - len(first)
         pieces += [first + ids[at:at + step] for at in range(0, max(1, len(ids) - step + 1), step)]
-    n = min(len(pieces), -(-tokens//self.window)) if tokens else len(pieces)
+    n = min(len(pieces), -(-tokens//(self.window - self.context))) if tokens else len(pieces)
     chosen = np.linspace(0, len(pieces) - 1, n).round().astype(int)
-    return [Window(tuple(pieces[i]), max(1, len(first))) for i in chosen]
+    return [Window(tuple(pieces[i]), max(1, len(first), self.context)) for i in chosen]
 
 # %% ../../nbs/language/10_model_metrics.ipynb #c035
 @patch
 def to_record(self:TextPerplexity) -> dict:
     text, tokens = digest(*[w.ids for w in self.windows]), int(self.scored.sum())
-    return dict(probe="reading", mode=self.mode, text=text, tokens=tokens, window=self.window,
-                stride=self.stride)
+    found = dict(probe="reading", mode=self.mode, text=text, tokens=tokens, window=self.window, stride=self.stride)
+    return found | (dict(context=self.context) if self.context else {})
 
 @patch
 def measure(self:TextPerplexity, lm:LM) -> np.ndarray: return window_nll(lm, self.windows)
@@ -426,7 +429,7 @@ def part(self:TextPerplexity,
     tokens:int, # about so many in all
 ) -> TextPerplexity:
     "Take windows at equal distances."
-    n = min(len(self.windows), -(-tokens//self.window))
+    n = min(len(self.windows), -(-tokens//(self.window - self.context)))
     return self.subset(np.linspace(0, len(self.windows) - 1, n).round().astype(int))
 
 @patch

@@ -27,6 +27,7 @@ def relative_cost(
     original,   # mapping with bias and perplexity of the unmodified model
     epsilon:float=.5,   # weight of fairness, in [0, 1]
     limit:float=np.inf, # highest perplexity ratio without a penalty
+    penalty:float=PERPLEXITY_PENALTY, # of each unit of perplexity ratio above the limit
 ) -> np.ndarray: # 1 for the original model
     "Compute epsilon * bias + (1 - epsilon) * perplexity, each relative to the original model."
     if not 0 <= epsilon <= 1:
@@ -35,7 +36,7 @@ def relative_cost(
         raise InputError(f"the original model's bias is {original['bias']}: there is nothing to repair")
     b, p = np.asarray(bias)/original["bias"], np.asarray(perplexity)/original["perplexity"]
     with np.errstate(invalid="ignore"):
-        return epsilon*b + (1 - epsilon)*p + PERPLEXITY_PENALTY*np.maximum(0, p - limit)
+        return epsilon*b + (1 - epsilon)*p + penalty*np.maximum(0, p - limit)
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c008
 DISPARITIES = ("absolute", "squared") # what bias means in a cost
@@ -48,12 +49,13 @@ class Objective:
         free,      # which units may be dropped, bool, shape (n,)
         epsilon:float=.5,   # weight of fairness
         limit:float=np.inf, # highest perplexity ratio without a penalty
+        penalty:float|None=None, # of perplexity above the limit; None: `PERPLEXITY_PENALTY`
         disparity:str="absolute", # "absolute": bias as published; "squared": root of the squared disparity
     ):
         if disparity not in DISPARITIES:
             raise InputError(unknown_name_message("disparity", disparity, DISPARITIES))
         self.evaluator, self.free, self.disparity = evaluator, np.asarray(free, bool), disparity
-        self.cost_settings = dict(epsilon=epsilon, limit=limit)
+        self.cost_settings = dict(epsilon=epsilon, limit=limit) | ({} if penalty is None else dict(penalty=penalty))
         self.original = self._rows(np.zeros((1, len(self.free)), bool)).iloc[0]
         relative_cost(1, 1, original=self.original, **self.cost_settings)
 
@@ -129,7 +131,7 @@ class Surrogates:
     bias: MLPSurrogate        # theta_bias, or any other surrogate
     perplexity: MLPSurrogate  # theta_ppl
     original: object          # measured row of the unmodified model
-    cost_settings: dict       # epsilon and limit
+    cost_settings: dict       # epsilon, limit and, if given, penalty
     uncertainty_penalty: float = 0. # standard deviations of the members' costs added; negative: subtracted
 
     def member_costs(self, states) -> np.ndarray: # shape (members, states); one member if not ensembles

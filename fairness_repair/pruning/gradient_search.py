@@ -73,7 +73,7 @@ def perplexities(self:Evaluator,
 
 @patch
 def head_prices(self:Evaluator) -> np.ndarray: # log of the perplexity ratio, shape (n,)
-    "Measure the logarithmic price in perplexity of each head alone; on a part of the text, shrink its noise."
+    "Measure the logarithmic price in perplexity of each head alone; on a text of its own, shrink its noise."
     n, text = self.lm.n_heads_total, self.price_text or self.text
     reader = _reader(self, text)
     masks = np.vstack([np.zeros((1, n), bool), np.eye(n, dtype=bool)])
@@ -190,7 +190,7 @@ def descend(
 # %% ../../nbs/pruning/13_gradient_search.ipynb #c020
 GRADIENT_PRICE = 3  # measured states that take at least as long as one gradient
 READING_PRICE = 1/3 # as long as measuring perplexity only
-READINGS = 3 # of perplexity alone in each round, at most, where heads are priced on a part of the text
+READINGS = 3 # of perplexity alone in each round, at most, where heads are priced on a text of their own
 
 def _without(states, known) -> np.ndarray: # the rows of states that are not among the known
     seen = {state.tobytes() for state in known}

@@ -47,13 +47,14 @@ def gate_slopes(
     *,
     epsilon:float, # weight of fairness
     limit:float,   # highest perplexity ratio without a penalty
+    penalty:float=PERPLEXITY_PENALTY, # of each unit of perplexity ratio above the limit
 ) -> np.ndarray:   # derivative of the cost with respect to each gate, shape (n,)
     "Compute how the cost changes with each gate."
     distances, before = (at.means - at.means.mean() for at in (found, start))
     slopes = found.mean_slopes - found.mean_slopes.mean(0)
     disparity = np.linalg.norm(distances) + 1e-12
     ratio = np.exp(found.log_perplexity - start.log_perplexity)
-    weight = 1 - epsilon + PERPLEXITY_PENALTY*(ratio > limit)
+    weight = 1 - epsilon + penalty*(ratio > limit)
     return epsilon*(distances @ slopes)/disparity/np.linalg.norm(before) + weight*ratio*found.log_slopes
 
 # %% ../../nbs/pruning/14_head_gating.ipynb #c011

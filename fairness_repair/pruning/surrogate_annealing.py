@@ -137,10 +137,10 @@ def _predict(net, chains, live, caches):
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c020
 @njit(nogil=True, cache=True)
-def _cost(bias, perplexity, rule): # rule: epsilon, limit, original bias, original perplexity
+def _cost(bias, perplexity, rule): # rule: epsilon, limit, original bias, original perplexity, penalty
     "The cost of two guesses."
     p = perplexity/rule[3]
-    return rule[0]*bias/rule[2] + (1 - rule[0])*p + PERPLEXITY_PENALTY*max(0., p - rule[1])
+    return rule[0]*bias/rule[2] + (1 - rule[0])*p + rule[4]*max(0., p - rule[1])
 
 @njit(nogil=True, cache=True)
 def _fill_caches(nets, chains, caches, live, zobrist, rule):
@@ -331,9 +331,9 @@ class TensorGroup(_Chains):
         return torch.from_numpy(np.concatenate([x, idle])).to(self.device)
 
     def _cost(self, rows): # costs, from rows of the table
-        (epsilon, limit, bias, perplexity), (b, p) = self.rule, (net.guess(rows) for net in self.nets)
+        (epsilon, limit, bias, perplexity, penalty), (b, p) = self.rule, (net.guess(rows) for net in self.nets)
         excess = (p/perplexity - limit).clamp_min(0)
-        return epsilon*b/bias + (1 - epsilon)*p/perplexity + PERPLEXITY_PENALTY*excess
+        return epsilon*b/bias + (1 - epsilon)*p/perplexity + penalty*excess
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c041
 @patch(as_prop=True)
@@ -461,7 +461,8 @@ def anneal_surrogates(
     if (n := len(nets[0].first)) != space.n:
         raise InputError(f"the surrogates read states of {n} units, the space has {space.n}")
     w, original = surrogates.cost_settings, surrogates.original
-    rule = tuple(float(x) for x in (w["epsilon"], w["limit"], original["bias"], original["perplexity"]))
+    rule = tuple(float(x) for x in (w["epsilon"], w["limit"], original["bias"], original["perplexity"],
+                                    w.get("penalty", PERPLEXITY_PENALTY)))
     kind, where = (CompiledGroup, {}) if device is None else (TensorGroup, dict(device=pick_device(device)))
     starts = range(0, chains, kind.size)
     groups = [kind(nets, rule, space, rngs[i:i + kind.size], n_best, **where) for i in starts]

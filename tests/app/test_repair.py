@@ -11,6 +11,7 @@ from fairness_repair.language.heads import heads_dropped
 from fairness_repair.language.mean_ablation import with_mean_ablation
 from fairness_repair.language.models import load
 from fairness_repair.language.texts import load_text
+from fairness_repair.language.tokenization import n_positions
 from fairness_repair.app import repair
 from fairness_repair.app import pipeline
 from fairness_repair.app.command_line import main
@@ -377,16 +378,20 @@ def test_edited_config_is_refused(unloaded, tmp_path):
         with pytest.raises(InputError, match="or its config.json was changed"): repair("tiny", tmp_path)
 
 
-def test_text_in_pieces_for_search_and_choice(tmp_path):
-    "Heads are priced on a part of the text; searches aim below the limit, and the report is read as always."
+def test_text_from_all_over_for_search_and_choice(tmp_path):
+    "Heads are priced on short pieces; searches aim below the limit, and the report is read as always."
     job = check_job("tiny", tmp_path/"repaired", window=16, search_tokens=320, single_head_tokens=160, protected_share=.25)
-    evaluators = build_repair_evaluators(job.settings, load("tiny"))
+    lm = load("tiny")
+    evaluators = build_repair_evaluators(job.settings, lm)
     read = {name: evaluator.text for name, evaluator in evaluators.items()}
     assert [read[name].mode for name in ("search", "selection", "report")] == ["spread", "spread", "sliding"]
-    assert len(read["search"].windows) == 2*len(read["reader"].windows) == 20
+    half = n_positions(lm)//2
+    assert read["search"].context == half and len(read["search"].windows) == -(-320//half) and len(read["reader"].windows) == 10
     assert read["reader"].to_record() == read["single"].to_record() == evaluators["search"].price_text.to_record()
     choice = choose_heads(job, evaluators)
-    assert job.settings.search_limit == pytest.approx(1 + .1*2/3) and choice.search.cost_settings["limit"] == job.settings.search_limit
+    assert choice.search.cost_settings == dict(epsilon=.5, limit=pytest.approx(1 + .1*2/3), penalty=10.)
     assert choice.drop_mask.any() and choice.reason is None
+    ratio = evaluators["selection"]([np.zeros(16, bool), choice.drop_mask])["perplexity"]
+    assert ratio[1]/ratio[0] < 1.1
     plain = check_job("tiny", tmp_path/"plain").settings
-    assert plain.search_limit == plain.max_perplexity_ratio and "window" not in plain.to_record()
+    assert plain.search_limit == plain.max_perplexity_ratio and "window" not in plain.to_record() and plain.penalty is None

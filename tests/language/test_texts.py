@@ -1,7 +1,7 @@
 "WikiText-2's exact joins, and texts that are wrong."
 
 import datasets
-import numpy as np, pytest
+import numpy as np, pytest, torch
 
 from fairness_repair.core import InputError
 from fairness_repair.language import texts
@@ -103,6 +103,12 @@ def test_unknown_sources_are_refused_without_a_network(source):
     with pytest.raises(ValueError, match="unknown text.*Or a text file"): load_text(source, "search")
 
 
+def nll_of(lm, ids):
+    "Of each token but the first, one forward pass."
+    with torch.inference_mode(): logits = lm.model(torch.tensor([ids])).logits[0]
+    return -logits.double().log_softmax(-1)[np.arange(len(ids) - 1), list(ids[1:])].numpy()
+
+
 def test_windows_from_all_over_a_text():
     "Each starts anew; together they are as many tokens as wanted; a text of one window is read as always."
     lm, documents = load("tiny"), load_text("tiny", "search")
@@ -113,6 +119,9 @@ def test_windows_from_all_over_a_text():
     at = [every.windows.index(w) for w in spread.windows]
     assert at[0] == 0 and at[-1] == len(every.windows) - 1 and np.ptp(np.diff(at)) <= 1
     assert spread.part(3*8).windows == [spread.windows[i] for i in (0, 4, 9)]
+    late = TextPerplexity(lm, documents, window=8, mode="spread", tokens=80, context=3)
+    assert len(late.windows) == 16 and all(w.start == 3 for w in late.windows) and late.scored.sum() <= 80
+    np.testing.assert_allclose(late(lm), [nll_of(lm, w.ids)[2:].sum() for w in late.windows], rtol=1e-5)
     short = documents[0][:20]
     one, same = TextPerplexity(lm, [short], mode="spread"), TextPerplexity(lm, [short])
     assert one.windows == same.windows

@@ -53,7 +53,7 @@ def test_same_search_as_the_plain_one(name, low, high, device):
 
 def course(kind, both, space, streams, watched):
     "Costs of the start and of 400 proposals of one chain of a group, and the uniform numbers that accept or reject them."
-    nets, rule = (surrogate_arrays(both.bias), surrogate_arrays(both.perplexity)), (.5, 1.2, .4, 20.)
+    nets, rule = (surrogate_arrays(both.bias), surrogate_arrays(both.perplexity)), (.5, 1.2, .4, 20., 2.)
     group = kind(nets, rule, space, [np.random.default_rng(s) for s in streams], 5)
     live = len(group.rngs)
     start = group.settle(live)[1][watched]
