@@ -65,6 +65,23 @@ def test_component_reads_as_a_lesson(nb):
     assert len(long) <= 1 + .1*len(code)
 
 
+def test_lessons_show_what_they_export():
+    "At least 92 in 100 definitions are followed within three code cells by one that displays something."
+    defined = shown = silent = demonstrations = 0
+    for nb in components:
+        read = json.loads(nb.read_text(encoding="utf-8"))["cells"]
+        code = [c for c in read if c["cell_type"] == "code" and not re.match(r"#\|\s*(hide|default_exp)", "".join(c["source"]))]
+        exported = ["export" in "".join(c["source"]).splitlines()[0] for c in code]
+        for at, cell in enumerate(code):
+            if not exported[at]:
+                demonstrations, silent = demonstrations + 1, silent + (not cell["outputs"])
+            elif re.search(r"(?m)^(def|class|@)", "".join(cell["source"])):
+                later = range(at + 1, min(at + 4, len(code)))
+                defined, shown = defined + 1, shown + any(not exported[i] and code[i]["outputs"] for i in later)
+    assert shown >= .92*defined > 500, f"{shown} of {defined}"
+    assert silent <= .02*demonstrations, f"{silent} of {demonstrations} demonstrations display nothing"
+
+
 @pytest.mark.parametrize("nb", questions, ids=lambda p: p.stem)
 def test_research_question_has_parameters_and_exports_nothing(nb):
     code = cells(nb)
