@@ -124,7 +124,8 @@ def predict(self:Exploration,
     "Predict the numbers of masks from the effects of single heads."
     masks = np.atleast_2d(masks)
     means = self.effects.predict_means(masks)
-    absolute, root = (predict_bias(self.effects, masks, disparity=d) for d in ("absolute", "squared"))
+    absolute = predict_bias(self.effects, masks, disparity="absolute")
+    root = np.sqrt(np.maximum(0, self.effects.predict_squares(masks))) # unbiased, as what is measured
     pairs = dict(preference=means[:, 1] - means[:, 0], bias=absolute) # groups: less, more
     found = {"bias": root, "bias as published": absolute, "toxicity": means.mean(1)}
     found = pairs if "preference" in self.measures else found

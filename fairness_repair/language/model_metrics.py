@@ -337,7 +337,7 @@ class TextPerplexity(Metric):
         stride:int|None=None, # tokens from window to window; None: half a window
         tokens:int|None=None, # read only about so many tokens
         mode="sliding",       # from the start; "fasp": as FASP's code; "spread": from all over the text
-        context:int=0,        # tokens of each "spread" window that are read, but not scored
+        context:int=0,        # tokens that are read, not scored, of "spread" windows within a document
     ):
         positions = n_positions(lm) or 1024
         window = window or min(1024, positions)
@@ -386,10 +386,11 @@ def cut_apart(self:TextPerplexity, lm, documents, tokens) -> list: # of `Window`
     for ids in _document_ids(lm, documents):
         check_ids(lm, [ids])
         step = self.window - len(first)
-        pieces += [first + ids[at:at + step] for at in range(0, max(1, len(ids) - step + 1), step)]
+        pieces += [(at, first + ids[at:at + step]) for at in range(0, max(1, len(ids) - step + 1), step)]
     n = min(len(pieces), -(-tokens//(self.window - self.context))) if tokens else len(pieces)
     chosen = np.linspace(0, len(pieces) - 1, n).round().astype(int)
-    return [Window(tuple(pieces[i]), max(1, len(first), self.context)) for i in chosen]
+    starts = lambda at: max(1, len(first), self.context if at else 0)
+    return [Window(tuple(piece), starts(at)) for at, piece in (pieces[i] for i in chosen)]
 
 # %% ../../nbs/language/10_model_metrics.ipynb #c035
 @patch

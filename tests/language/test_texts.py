@@ -120,8 +120,8 @@ def test_windows_from_all_over_a_text():
     assert at[0] == 0 and at[-1] == len(every.windows) - 1 and np.ptp(np.diff(at)) <= 1
     assert spread.part(3*8).windows == [spread.windows[i] for i in (0, 4, 9)]
     late = TextPerplexity(lm, documents, window=8, mode="spread", tokens=80, context=3)
-    assert len(late.windows) == 16 and all(w.start == 3 for w in late.windows) and late.scored.sum() <= 80
-    np.testing.assert_allclose(late(lm), [nll_of(lm, w.ids)[2:].sum() for w in late.windows], rtol=1e-5)
+    assert len(late.windows) == 16 and {w.start for w in late.windows} == {1, 3} # of documents, and within them
+    np.testing.assert_allclose(late(lm), [nll_of(lm, w.ids)[w.start - 1:].sum() for w in late.windows], rtol=1e-5)
     short = documents[0][:20]
     one, same = TextPerplexity(lm, [short], mode="spread"), TextPerplexity(lm, [short])
     assert one.windows == same.windows
