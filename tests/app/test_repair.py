@@ -303,8 +303,11 @@ def test_report_data_decide_nothing():
 def candidate(my_gpt2, tmp_path_factory):
     "A finished repair whose change is not significant."
     folder, mine = my_gpt2
-    out = tmp_path_factory.mktemp("candidate")/"out"
-    return repair(out=out, method="random", budget=16, **mine), mine
+    for seed in range(6): # a small random model: most seeds end so
+        out = tmp_path_factory.mktemp("candidate")/"out"
+        result = repair(out=out, method="random", budget=16, seed=seed, **mine)
+        if result.status == "not significant": break
+    return result, mine | dict(seed=seed)
 
 
 def test_candidate_is_saved_only_when_asked(candidate):
