@@ -70,7 +70,8 @@ def test_lessons_show_what_they_export():
     defined = shown = silent = demonstrations = 0
     for nb in components:
         read = json.loads(nb.read_text(encoding="utf-8"))["cells"]
-        code = [c for c in read if c["cell_type"] == "code" and not re.match(r"#\|\s*(hide|default_exp)", "".join(c["source"]))]
+        seen = lambda c: c["cell_type"] == "code" and not re.match(r"#\|\s*(hide|default_exp)", "".join(c["source"]))
+        code = list(filter(seen, read))
         exported = ["export" in "".join(c["source"]).splitlines()[0] for c in code]
         for at, cell in enumerate(code):
             if not exported[at]:

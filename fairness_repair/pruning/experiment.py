@@ -254,7 +254,8 @@ def build_evaluator(
     if settings.window and split != "report":
         longest = min(1024, n_positions(lm) or 1024)
         text = read(tokens=tokens or None, mode="spread", context=longest//2)
-        options["price_text"] = read(tokens=settings.single_head_tokens, mode="spread", window=min(settings.window, longest))
+        short = dict(tokens=settings.single_head_tokens, window=min(settings.window, longest))
+        options["price_text"] = read(mode="spread", **short)
     else: text = read(tokens=tokens or None)
     return Evaluator(lm, metric(settings, lm, split, n=prompts, seed=seed), text, **options)
 

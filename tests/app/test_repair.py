@@ -383,7 +383,8 @@ def test_edited_config_is_refused(unloaded, tmp_path):
 
 def test_text_from_all_over_for_search_and_choice(tmp_path):
     "Heads are priced on short pieces; searches aim below the limit, and the report is read as always."
-    job = check_job("tiny", tmp_path/"repaired", window=16, search_tokens=320, single_head_tokens=160, protected_share=.25)
+    sizes = dict(window=16, search_tokens=320, single_head_tokens=160)
+    job = check_job("tiny", tmp_path/"repaired", **sizes, protected_share=.25)
     lm = load("tiny")
     evaluators = build_repair_evaluators(job.settings, lm)
     read = {name: evaluator.text for name, evaluator in evaluators.items()}
@@ -398,4 +399,5 @@ def test_text_from_all_over_for_search_and_choice(tmp_path):
     ratio = evaluators["selection"]([np.zeros(16, bool), choice.drop_mask])["perplexity"]
     assert ratio[1]/ratio[0] < 1.1
     plain = check_job("tiny", tmp_path/"plain").settings
-    assert plain.search_limit == plain.max_perplexity_ratio and "window" not in plain.to_record() and plain.penalty is None
+    assert plain.search_limit == plain.max_perplexity_ratio and plain.penalty is None
+    assert "window" not in plain.to_record()

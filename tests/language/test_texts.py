@@ -125,4 +125,5 @@ def test_windows_from_all_over_a_text():
     short = documents[0][:20]
     one, same = TextPerplexity(lm, [short], mode="spread"), TextPerplexity(lm, [short])
     assert one.windows == same.windows
-    with pytest.raises(InputError, match="mode 'spraed'.*Did you mean 'spread'"): TextPerplexity(lm, documents, mode="spraed")
+    with pytest.raises(InputError, match="mode 'spraed'.*Did you mean 'spread'"):
+        TextPerplexity(lm, documents, mode="spraed")

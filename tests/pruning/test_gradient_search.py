@@ -205,4 +205,5 @@ def test_perplexity_is_read_before_a_state_is_measured(lm, small):
     evaluator, read, measured = search(price_text=small.text.part(100))
     assert measured == 4 and measured <= read <= measured + READINGS
     assert len(evaluator.store.states(evaluator.record_of(evaluator.price_text))) == 17
-    assert evaluator.perplexities(np.eye(16, dtype=bool)[:2]) == pytest.approx(evaluator(np.eye(16, dtype=bool)[:2])["perplexity"])
+    two = np.eye(16, dtype=bool)[:2]
+    assert evaluator.perplexities(two) == pytest.approx(evaluator(two)["perplexity"])
