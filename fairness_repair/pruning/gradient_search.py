@@ -19,7 +19,7 @@ from ..language.control_variates import ControlledToxicity
 from ..language.evaluator import Evaluator
 from ..language.head_effects import HeadEffects, measure_head_effects
 from ..language.model_metrics import GroupMetric, SampledToxicity
-from .attention_pruning import (Objective, Surrogates, candidates_or_raise, first_distinct,
+from .attention_pruning import (Objective, Surrogates, candidates_or_raise, first_distinct, relative_cost,
                                                        sample_states)
 from .surrogates import MLPSurrogate, ResidualSurrogate
 from ..search import anneal
@@ -194,7 +194,7 @@ def descend(
 # %% ../../nbs/pruning/13_gradient_search.ipynb #c020
 GRADIENT_PRICE = 3  # measured states that take at least as long as one gradient
 READING_PRICE = 1/3 # as long as measuring perplexity only
-READINGS = 5 # of perplexity alone in each round, at most, where heads are priced on a text of their own
+READINGS = 4 # of perplexity alone in each round, at most, where heads are priced on a text of their own
 STATES_PER_ROUND = 3 # measured in each round; one where perplexity is read alone, which leaves time for more rounds
 
 def _without(states, known) -> np.ndarray: # the rows of states that are not among the known
@@ -226,20 +226,24 @@ class _Known:
         if len(self.read) == 1: return self.states, self.table["perplexity"].to_numpy() # nothing was read
         return np.vstack([self.states, self.read]), np.r_[self.table["perplexity"], self.read_perplexity]
 
+    def best_read(self, first:FirstOrder) -> np.ndarray: # bool, shape (1, n); (0, n) if all are measured
+        "Choose the state of lowest cost among those that are read and not measured."
+        cost = self.cost(first)
+        costs = relative_cost(cost.bias.predict(self.read), self.read_perplexity, original=cost.original, **cost.cost_settings)
+        return _without(self.read[costs.argsort(kind="stable")], self.states)[:1]
+
     def cost(self, first:FirstOrder) -> Surrogates:
         return fit_residuals(first, self.states, self.table, read=self.perplexities())
 
 # %% ../../nbs/pruning/13_gradient_search.ipynb #k002
-def _read_until_within_limit(first:FirstOrder, known:_Known, space:SearchSpace, readings:int):
-    "Read the state predicted to be best and correct the price of sets, until it keeps the limit."
-    limit = first.objective.cost_settings["limit"]*first.objective.original["perplexity"]
+def _read_best(first:FirstOrder, known:_Known, space:SearchSpace, readings:int):
+    "Read the perplexity of the state predicted to be best, correct the price of sets, and repeat."
     for _ in range(readings):
         cost = known.cost(first)
         end = _without(descend(cost, known.states[cost(known.states).argmin()], space)[None], known.read)
         if not len(end): break
         known.read_also(end)
         first.learn_prices(*known.perplexities())
-        if known.read_perplexity[-1] <= limit: break
 
 def _readings(evaluator) -> int: # of perplexity alone in each round, at most
     return READINGS if getattr(evaluator, "price_text", None) else 0
@@ -275,9 +279,9 @@ def gradient_search(
         at = _without(by_cost, [e.state[objective.free] for e in first.effects])
         if not len(at): break
         first.effects.append(evaluator.head_effects(objective.widen(at[:1])[0]))
-        _read_until_within_limit(first, known, space, readings)
-        n = min(1 if readings else STATES_PER_ROUND, int(budget - spent()))
-        new = _next_states(known.cost(first), known.states, space, n)
+        _read_best(first, known, space, readings)
+        n = min(STATES_PER_ROUND, int(budget - spent()))
+        new = known.best_read(first) if readings else _next_states(known.cost(first), known.states, space, n)
         if not len(new): break
         known.measure(new)
         if readings: first.learn_prices(*known.perplexities())
