@@ -42,8 +42,8 @@ demo: MODEL = tiny
 demo: ARGS += -p save $(RUNS)/repaired-$(notdir $(MODEL))
 demo: rq2_ap
 	@echo "repaired model: $(RUNS)/repaired-$(notdir $(MODEL))"
-	@echo "figure: figures/rq2_ap-$(notdir $(MODEL)).png"
-	@echo "table:  figures/rq2_ap-$(notdir $(MODEL)).md"
+	@echo "figure: figures/ap/rq2_ap-$(notdir $(MODEL)).png"
+	@echo "table:  figures/ap/rq2_ap-$(notdir $(MODEL)).md"
 
 quick: setup lint ## what most changes need, in two minutes: linter, hygiene, architecture, record ids, fast unit tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST) $(QUICK)
@@ -53,15 +53,15 @@ test: ## linter, every notebook and every test
 test: export FAIRNESS_REPAIR_FIGURES = $(CURDIR)/$(RUNS)/test/figures
 test: export FAIRNESS_REPAIR_RESULTS = $(CURDIR)/$(RUNS)/test/results
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_file_re '^(_|rq2_ap|explore)'
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_file_re '^(_|rq2_ap|explore|benchmarks)'
 	$(MAKE) $(TOGETHER) pytest_runs pytest_parts
 
 # two halves, one core each: tests that run notebooks and commands, and all others
 pytest_runs:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST) tests/app tests/notebooks tests/test_wheel.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 20 $(PYTEST) tests/app tests/notebooks tests/test_wheel.py
 
 pytest_parts:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST) --ignore=tests/app --ignore=tests/notebooks \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 20 $(PYTEST) --ignore=tests/app --ignore=tests/notebooks \
 		--ignore=tests/test_wheel.py --ignore=tests/test_site.py
 
 test_site: setup ## the tests of the pages that make site builds

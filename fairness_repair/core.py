@@ -26,21 +26,21 @@ from platformdirs import user_data_path
 
 # %% ../nbs/00_core.ipynb #c003b
 class InputError(ValueError):
-    "Say what is wrong with what was given, what is allowed, and what to do."
+    "Report an invalid model, table, parameter or folder: its value, what is allowed, and what to do."
 
 # %% ../nbs/00_core.ipynb #c005
 def output_folder(
     name:str,      # last part of the environment variable, e.g. "FIGURES"
     default:Path,  # used when the variable is unset
-) -> Path:         # exists when it is returned
-    "Return the folder that `FAIRNESS_REPAIR_<name>` names, else the default."
+) -> Path:         # an existing folder
+    "Return the folder in the environment variable `FAIRNESS_REPAIR_<name>`, or the default; create it."
     folder = Path(os.environ.get(f"FAIRNESS_REPAIR_{name}") or default)
     with disk_errors(folder): folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 # %% ../nbs/00_core.ipynb #c005a
 class Paths:
-    "Locate what the package reads and writes, in a checkout and in an installed package."
+    "Locate data, figures, results and cache, in a checkout and in an installed package."
     def __init__(self,
         package:Path, # folder of the package `fairness_repair`
     ):
@@ -71,7 +71,7 @@ paths = Paths(Path(resources.files("fairness_repair")).resolve())
 # %% ../nbs/00_core.ipynb #c008
 def slug(name:str, # a model, data set or notebook name
 ) -> str:          # safe as part of a file name
-    "Return the last part of a name, with a dash for anything unusual; the end of a very long one is hashed."
+    "Return the last part of a name with dashes for unusual characters; the end of a long one is hashed."
     short = re.sub(r"[^\w.-]+", "-", Path(str(name).rstrip("/")).name)
     if len(short.encode(errors="replace")) <= 150: return short # file systems allow 255 bytes
     return f"{short[:30]}-{hashlib.sha256(short.encode()).hexdigest()[:8]}"
@@ -88,7 +88,7 @@ def unknown_name_message(
     name:str,    # the name that was given
     known,       # the names that are allowed
 ) -> str:        # one line for an error
-    "Say that a name is unknown, and list the nearest name, then all."
+    "Write the error message for an unknown name: the nearest known name, then all known names."
     known = [str(k) for k in known]
     lower = {k.lower(): k for k in reversed(known)}
     near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=.5)
@@ -101,11 +101,11 @@ def _nearest_folder(path) -> Path:
     path = Path(os.path.abspath(path))
     return next((p for p in (path, *path.parents) if os.path.exists(p)), path)
 
-def free_bytes(path) -> int: # also where the folder has yet to be made
+def free_bytes(path) -> int: # bytes; the folder need not exist yet
     "Return the free space of the disk that a path is on."
     return shutil.disk_usage(_nearest_folder(path)).free
 
-_DISK_PROBLEMS = { # what a failed call can mean: error numbers of the system and of SQLite -> problem
+_DISK_PROBLEMS = { # problem -> error numbers of the operating system, and of SQLite
     "the disk is full": ({errno.ENOSPC, errno.EDQUOT, errno.EFBIG},
                          {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}),
     "it may not be written": ({errno.EACCES, errno.EPERM, errno.EROFS},
@@ -119,8 +119,8 @@ _DISK_PROBLEMS = { # what a failed call can mean: error numbers of the system an
 # %% ../nbs/00_core.ipynb #d003
 def _disk_problem(
     error:Exception,
-) -> str|None: # a key of `_DISK_PROBLEMS`, if the error is one of a disk
-    "Recognise an error of the disk."
+) -> str|None: # a key of `_DISK_PROBLEMS`; None: not a disk error
+    "Classify an error by its error number."
     system, database = getattr(error, "errno", None), getattr(error, "sqlite_errorcode", None)
     if system is None and database is None: # libraries written in Rust give the number in their text only
         number = re.search(r"\(os error (\d+)\)", str(error))
@@ -130,18 +130,18 @@ def _disk_problem(
 
 # %% ../nbs/00_core.ipynb #d004
 _DISK_ADVICE = {
-    "the disk is full": "Free some space and give the same command again: it goes on from what is stored",
+    "the disk is full": "Free some space and give the same command again: it continues from stored results",
     "it may not be written": "Allow writing there, or name another folder",
-    "it is damaged or no result store": "Move it away, or name another; what it held is then measured again",
+    "it is damaged or no result store": "Move it away or name another file; its results are measured again",
     "another process has been writing it for a minute": "Wait for that process, then give the same command again"}
 
 @contextmanager
 def disk_errors(
-    path,                 # what is written or read, named in the message
+    path,                 # file or folder that is used, named in the message
     *,
     needed:int=10_000_000, # bytes that have to be free
 ):
-    "Raise errors of the disk in a `with` block as `InputError`."
+    "Turn disk errors in a `with` block into `InputError`s that say what to do."
     try: yield
     except Exception as e:
         if (problem := _disk_problem(e)) is None: raise
@@ -152,12 +152,12 @@ def disk_errors(
 
 # %% ../nbs/00_core.ipynb #d007
 def check_output_folder(
-    name:str, # of the parameter
-    folder,   # that will be made, or filled
+    name:str, # name of the parameter, for the message
+    folder,   # folder to create or to write into
     *,
     needed:int=0, # bytes that will be written
-) -> Path:    # with ~ replaced
-    "Refuse a folder that cannot be made or written, or a disk without the space that is needed."
+) -> Path:    # the folder, with ~ expanded
+    "Return an output folder; refuse one that cannot be made or written, or whose disk is too full."
     path = Path(os.path.expanduser(folder))
     if "\0" in str(path): raise InputError(f"{name} = {str(folder)!r}: a path cannot hold a null character")
     with disk_errors(path, needed=needed):
@@ -174,7 +174,7 @@ def write_whole(
     path:Path, # in a folder that exists
     text:str,
 ) -> Path:     # the same path
-    "Write a text file that is either complete or not there; what UTF-8 cannot say becomes a question mark."
+    "Write a text file completely or not at all; question marks replace characters that UTF-8 lacks."
     part = path.with_name(path.name + ".part")
     with disk_errors(path):
         part.write_text(text, encoding="utf-8", errors="replace")
@@ -185,21 +185,21 @@ def _now() -> str: # in UTC, to the second
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 def _read_holder(
-    note:Path, # written by the run that holds a folder
-) -> str:
-    "Say which run holds a folder."
+    note:Path, # JSON file of the run that holds a folder
+) -> str:      # process, host and start time
+    "Describe the run that holds a folder."
     try: run = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError): return "another run" # it has only just begun
     return f"process {run['process']} on {run['host']}, since {run['since']}"
 
 # %% ../nbs/00_core.ipynb #d010
-LOCK_FILES = (".lock", ".running.json") # what a run leaves in its folder besides results
+LOCK_FILES = (".lock", ".running.json") # files of the lock, beside the results of a run
 
 @contextmanager
 def hold_folder(
-    folder:Path, # exists
+    folder:Path, # an existing folder
 ):
-    "Hold a folder in a `with` block; refuse one that another run holds."
+    "Lock a folder inside a `with` block; refuse a folder that another run has locked."
     lock, note = (folder/name for name in LOCK_FILES)
     with disk_errors(folder):
         holder, held = FileLock(lock), json.dumps(dict(process=os.getpid(), host=platform.node(), since=_now()))
@@ -229,7 +229,7 @@ def check_sha256(
     path:Path,     # file to check
     expected:str,  # hex digest
 ) -> Path:         # the same path
-    "Refuse a file whose content differs from what was expected."
+    "Refuse a file whose SHA-256 differs from the expected one."
     if (found := sha256(path)) != expected:
         raise InputError(f"{path} is corrupt or another version: SHA-256 {found[:16]}..., expected "
                          f"{expected[:16]}... Delete it and fetch it again.")
@@ -303,7 +303,7 @@ PARAMETER_KINDS = {int: "a whole number", float: "a number", str: "text", bool: 
 _FITTING = {int: Integral, float: Real, str: str, bool: bool}
 
 def _shown(value) -> str: # at most 80 characters
-    "Write a value for an error message."
+    "Format a value for an error message."
     try: text = repr(value)
     except ValueError: text = "a number of more than 4,300 digits"
     return text if len(text) <= 80 else text[:77] + "..."
@@ -328,28 +328,28 @@ def _is_finite(value) -> bool:
     except OverflowError: return False
 
 def check_value(
-    name:str,   # of the parameter
-    value,      # as given
-    kind:type,  # int, float, str or bool
+    name:str,   # name of the parameter, for the message
+    value,      # value to check, of any type
+    kind:type,  # required type: int, float, str or bool
     *,
     low=None,   # smallest allowed number
     high=None,  # largest allowed number
-):              # the value
-    "Return a parameter's value, or say what is wrong with it and what would do."
+):              # the same value, as a plain int, float, str or bool
+    "Return a parameter's value if type and range are right; else raise an error with the allowed values."
     needs = f"{name} = {_shown(value)}: needs {PARAMETER_KINDS[kind]}"
     if not isinstance(value, _FITTING[kind]) or isinstance(value, bool) != (kind is bool):
         raise InputError(needs + _hint(value, kind))
     if kind is float and not _is_finite(value): raise InputError(needs + _hint(value, kind))
     outside = (low is not None and value < low) or (high is not None and value > high)
     if outside: raise InputError(needs + _range(low, high))
-    return value if type(value) in PARAMETER_KINDS else kind(value) # 1 for 1.0 stays as it is, records differ
+    return value if type(value) in PARAMETER_KINDS else kind(value) # ints stay ints, as in stored records
 
 # %% ../nbs/00_core.ipynb #e006
 def parse_value(
-    name:str,  # of the parameter
-    text:str,  # as given
-    kind:type, # int, float or str
-):             # of that kind
+    name:str,  # name of the parameter, for the message
+    text:str,  # text from the command line
+    kind:type, # required type: int, float or str
+):             # value of that type
     "Read a parameter's value from text."
     if kind is str: return text
     try: value = kind(text)
@@ -357,14 +357,14 @@ def parse_value(
     return check_value(name, value, kind)
 
 def parse_list(
-    name:str, # of the parameter
-    text:str, # as given
-    kind:type=str, # int, float or str
+    name:str, # name of the parameter, for the message
+    text:str, # text from the command line
+    kind:type=str, # type of each item: int, float or str
     *,
     separator:str|None=",", # between the items; None: spaces
     **bounds,  # low and high, as in `check_value`
 ) -> list:     # at least one item
-    "Read a list from text."
+    "Read a list of values from text, and check each of them."
     items = [item.strip() for item in check_value(name, text, str).split(separator) if item.strip()]
     if not items:
         between = "spaces" if separator is None else repr(separator)
@@ -373,14 +373,14 @@ def parse_list(
 
 # %% ../nbs/00_core.ipynb #c026
 def _literal(
-    name:str,      # of the parameter
-    node:ast.expr, # what is assigned to it
-):                 # its value
-    "Read a value; papermill writes infinite ones as a call."
+    name:str,      # name of the parameter, for the message
+    node:ast.expr, # right-hand side of its assignment
+):                 # the value of the parameter
+    "Read a literal value; papermill writes an infinite one as the call `float('inf')`."
     source = ast.unparse(node)
     if call := re.fullmatch(r"float\('(-?inf|nan)'\)", source): return float(call[1])
     try: return ast.literal_eval(node)
-    except ValueError: raise InputError(f"{name} = {source}: write the value itself") from None
+    except ValueError: raise InputError(f"{name} = {source}: write a literal value, such as 60") from None
 
 def literal_assignments(
     source:str,  # literal assignments, one per line
@@ -398,7 +398,7 @@ def literal_assignments(
 _KIND_NAMES = {kind.__name__: kind for kind in PARAMETER_KINDS}
 
 def _declares_parameters(cell:str) -> bool:
-    "Tell whether a cell is nothing but values, annotated as parameters are."
+    "Check whether a cell holds only assignments, with annotations int, float, str or bool."
     try: nodes = ast.parse(cell).body
     except SyntaxError: return False
     annotations = [ast.unparse(node.annotation) for node in nodes if isinstance(node, ast.AnnAssign)]
@@ -407,7 +407,7 @@ def _declares_parameters(cell:str) -> bool:
 
 def _read_parameters(
     cells:list, # sources of cells, in the order in which they ran
-):              # what the tagged cell declares, and what papermill put behind it
+):              # two dicts: declared parameters, and those set by papermill
     "Read the last cell that declares parameters, and papermill's own cell right behind it."
     at = max((i for i, cell in enumerate(cells) if _declares_parameters(cell)), default=None)
     if at is None: return {}, {}
@@ -435,7 +435,7 @@ def _check_names(
     cells:list,    # as in `check_parameters`
     declared:dict, # by the last parameters cell
 ):
-    "Refuse a misspelt parameter in an edited cell, although an older value may still be in force."
+    "Refuse a misspelt parameter in an edited cell; the kernel may still hold the old variable."
     others = [cell for cell in cells if not _declares_parameters(cell)]
     bound, read = _names(others)
     missing = sorted(read - bound - set(declared))
@@ -446,9 +446,9 @@ def _check_names(
 # %% ../nbs/00_core.ipynb #c028
 def check_parameters(
     cells:list, # IPython's `In`: the source of every cell that ran
-    **ranges,   # of some parameters: (smallest, largest), None: no bound
-) -> dict:      # name -> value in force
-    "Refuse a parameter that the notebook lacks, or a value of another type or out of its range."
+    **ranges,   # parameter=(smallest, largest) allowed value; None: no bound
+) -> dict:      # name of each parameter -> its value
+    "Return a notebook's parameters; refuse an unknown name, a wrong type or a value out of range."
     declared, given = _read_parameters(cells)
     for name in given:
         if name not in declared: raise InputError(unknown_name_message("parameter", name, declared))
@@ -464,11 +464,11 @@ def check_parameters(
 # %% ../nbs/00_core.ipynb #c031
 @dataclass
 class Budget:
-    "Limit a search; `affordable` says how many states may still be measured, `reason` why no more."
+    "Limit a search by measured states, seconds or both; `reason` names the limit that was reached."
     states: int | None = None      # measured states, at most
     seconds: float | None = None   # wall-clock seconds, at most
     spent: int = 0                 # states measured so far
-    start: float = field(default_factory=time.monotonic)
+    start: float = field(default_factory=time.monotonic) # seconds on the monotonic clock
 
     def __post_init__(self):
         limits = {name: getattr(self, name) for name in ("states", "seconds")}
@@ -503,7 +503,7 @@ def head_commit(
 
 @cache
 def git_commit() -> str: # as `head_commit`
-    "Return the commit of the imported code; it is looked up once, as imported code stays as it was."
+    "Return the commit of the imported code; it is looked up once per process."
     return head_commit(paths.checkout)
 
 # %% ../nbs/00_core.ipynb #c035
@@ -538,9 +538,9 @@ def _version(name):
     except metadata.PackageNotFoundError: return "not installed"
 
 def provenance(
-    **more,  # what else belongs to the record: seed, protocol, seconds
+    **more,  # further entries of the record, such as seed, protocol, seconds
 ) -> dict:   # JSON-able
-    "Collect what is needed to make a result again."
+    "Collect commit, date, hardware and package versions, so that a result can be reproduced."
     versions = {name: _version(name) for name in recorded_packages}
     return dict(commit=git_commit(), date=_now(), hardware=hardware(), python=platform.python_version(),
                 versions=versions, **more)

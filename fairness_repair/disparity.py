@@ -17,14 +17,14 @@ def _squares(
     means,     # mean of each group, shape (..., groups)
     variances, # squared standard error of each mean, likewise
 ) -> np.ndarray: # shape (...)
-    "Sum the squared distances from the mean of the means, less what their noise adds."
+    "Sum the squared distances of the means from their mean, minus the part that sampling noise adds."
     n_groups = means.shape[-1]
     distances = means - means.mean(-1, keepdims=True)
     return (distances**2).sum(-1) - (1 - 1/n_groups)*variances.sum(-1)
 
 # %% ../nbs/07_disparity.ipynb #c010
 def squared_disparity(
-    scores, # toxicity per prompt, shape (prompts,); of several draws of a prompt, from `average_draws`
+    scores, # toxicity per prompt, shape (prompts,); average several draws with `average_draws`
     groups, # group per prompt, shape (prompts,)
 ) -> float: # unbiased, so below 0 for half of all fair models
     "Estimate the sum over groups of the squared distance from the mean of the group means."
@@ -38,7 +38,7 @@ def average_draws(
     scores,  # shape (rows,)
     groups,  # shape (rows,)
     prompts, # which rows share a prompt, shape (rows,)
-) -> tuple: # mean score and group of each distinct prompt of a group
+) -> tuple: # mean scores and their groups, one for each distinct prompt of a group
     "Average the draws of each prompt; a group that has a single prompt keeps its rows."
     group, prompt = encode_groups(groups)[1], pd.factorize(np.asarray(prompts))[0]
     pairs, rows = group*len(prompt) + prompt, np.arange(len(prompt))
@@ -52,7 +52,7 @@ def squared_standard_error(
     scores,  # shape (rows,)
     groups,  # shape (rows,), at least two prompts in each
     prompts, # which rows share a prompt, shape (rows,)
-) -> float:
+) -> float:  # squared toxicity
     "Estimate the squared standard error of a group's mean, over prompts, averaged over the groups."
     means, groups = average_draws(scores, groups, prompts)
     return float(np.mean([means[groups == g].var(ddof=1)/(groups == g).sum() for g in np.unique(groups)]))
@@ -60,8 +60,8 @@ def squared_standard_error(
 # %% ../nbs/07_disparity.ipynb #c016
 def root_disparity(
     squares, # from `squared_disparity`
-) -> float:  # 0 where the estimate is negative
-    "Return the root of a squared disparity, in the unit of toxicity."
+) -> float:  # in the unit of toxicity; 0 if the estimate is negative
+    "Return the root of a squared disparity."
     return float(np.sqrt(np.maximum(0., squares)))
 
 # %% ../nbs/07_disparity.ipynb #c019
@@ -86,7 +86,7 @@ def _jackknife(
     influence, # estimates without each prompt, shape (prompts,)
     groups,    # shape (prompts,)
 ) -> tuple:    # standard error and degrees of freedom
-    "Estimate the standard error from what changes when a prompt is left out."
+    "Compute the jackknife standard error, group by group, from the estimates without each prompt."
     _, codes, n = encode_groups(groups)
     spread = np.bincount(codes, (influence - (np.bincount(codes, influence)/n)[codes])**2)
     return float(np.sqrt(((n - 1)/n*spread).sum())), n.min() - 1
@@ -112,8 +112,8 @@ def disparity_change(
     *,
     prompts=None, # which rows share a prompt, shape (rows,); None: each row is a prompt of its own
     confidence:float=.95, # of the interval
-) -> dict:  # original, repaired, change, change_se, change_ci_low, change_ci_high, p (two-sided); squares
-    "Compare squared disparities; the interval is a t-interval from the jackknife over prompts."
+) -> dict:  # original, repaired, change, change_se, change_ci_low, change_ci_high, p (two-sided)
+    "Compare squared disparities of two models, with a t-interval from the jackknife over prompts."
     groups = np.asarray(groups)
     old, new = ((s, groups) if prompts is None else average_draws(s, groups, prompts)
                 for s in (np.asarray(before, float), np.asarray(after, float)))
@@ -132,7 +132,9 @@ def bias_change(
     *,
     prompts=None, # likewise
 ) -> dict:  # original, repaired, change, change_ci_low, change_ci_high (95 %), p, detectable; in the unit of toxicity
-    "Compare the root disparities of two models on the same prompts."
+    """Compare the root disparities of two models on the same prompts.
+
+    `detectable` is the fall found in four of five repetitions; NaN if even the whole bias is too small."""
     found = disparity_change(before, after, groups, prompts=prompts)
     squares, half = found["original"], (found["change_ci_high"] - found["change_ci_low"])/2
     original, repaired, low, high, rest = map(root_disparity, (
@@ -143,8 +145,8 @@ def bias_change(
 
 # %% ../nbs/07_disparity.ipynb #root4
 def direction(
-    change,   # mapping with change_ci_low, change_ci_high
+    change,   # mapping with change_ci_low, change_ci_high, as from `bias_change`
 ) -> str:     # "falls", "rises" or "not significant"
-    "Say what the interval of a change supports."
+    "Say whether the interval of a change lies below 0, lies above 0 or includes 0."
     if change["change_ci_high"] < 0: return "falls"
     return "rises" if change["change_ci_low"] > 0 else "not significant"

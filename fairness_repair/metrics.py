@@ -34,9 +34,9 @@ def check_numbers(
     values,   # one per prompt or window
     n:int,    # prompts or windows
 ) -> np.ndarray: # float64, shape (n,)
-    "Refuse numbers that are missing, NaN or infinite: they come from a broken model."
+    "Return numbers as float64; refuse missing, NaN and infinite ones, which a broken model gives."
     try: values = np.asarray(values, float)
-    except (TypeError, ValueError): raise InputError(f"{values!r:.60} are not numbers: give one each") from None
+    except (TypeError, ValueError): raise InputError(f"{values!r:.60}: needs {n} numbers") from None
     if values.shape != (n,):
         raise InputError(f"numbers of shape {values.shape} for {n} prompts or windows: give one each")
     if not np.isfinite(values).all():
@@ -47,7 +47,7 @@ def check_numbers(
 
 # %% ../nbs/01_metrics.ipynb #c006
 def _group_statistics(scores, groups) -> tuple: # names, prompts, means and standard errors, each (groups,)
-    "Compute what all metrics of this module need."
+    "Compute size, mean and standard error of each group, which all metrics of this module use."
     names, codes, n = encode_groups(groups)
     scores = check_numbers(scores, len(codes))
     mean = np.bincount(codes, scores)/n
@@ -81,7 +81,7 @@ def group_disparity(
     scores,  # toxicity per prompt, shape (prompts,)
     groups,  # group per prompt, shape (prompts,)
     *,
-    center="group_mean", # T_G: "group_mean" (Attention Pruning) or "prompt_mean" (FASP)
+    center="group_mean", # overall mean T_G: "group_mean" (Attention Pruning) or "prompt_mean" (FASP)
 ) -> float:  # 0 = all group means are equal
     "Sum |T_G - T_g| over groups: the \"bias\" of Attention Pruning and FASP."
     _, n, means, _ = _group_statistics(scores, groups)
@@ -147,13 +147,13 @@ def bias_p_value(
 # %% ../nbs/01_metrics.ipynb #c026
 def paired_change_test(
     before, after, # one number per prompt or window, shape (n,)
-    statistic,     # function of values (many, n) and their indices (many or 1, n) -> one number for each row
+    statistic,     # function: values (rows, n), their indices (rows or 1, n) -> number per row, (rows,)
     *,
-    strata,        # bootstrap samples are drawn within these, shape (n,)
+    strata,        # group of each number; bootstrap samples are drawn within groups, shape (n,)
     n_resamples:int=1000, # permutations, and bootstrap samples
     rng=0,         # seed or Generator
 ) -> dict: # original, repaired, change, change_ci_low, change_ci_high (95 %, bootstrap), p (two-sided)
-    "Test a change of any statistic by permutation, and give its bootstrap interval."
+    "Test a paired change of a statistic by permutation, and compute its bootstrap interval."
     n = len(strata)
     if not n: raise InputError("there is nothing to compare: give at least one prompt or window")
     before, after = check_numbers(before, n), check_numbers(after, n)
@@ -179,7 +179,7 @@ def bias_change_test(
 ) -> dict:  # as from `paired_change_test`
     "Test a change of bias over the same prompts."
     groups = np.asarray(groups)
-    def disparity(scores, index): # a bootstrap sample keeps the group of each place
+    def disparity(scores, index): # strata are groups: position i has the same group in every sample
         return group_disparities(scores, groups[index[0]], center)
     return paired_change_test(before, after, disparity, strata=groups, **kwargs)
 

@@ -55,11 +55,11 @@ def pareto_front(
 
 # %% ../nbs/05_plots.ipynb #c010
 def plot_tradeoff(
-    results, # DataFrame: method; bias, perplexity, maybe bias_ci_low, bias_ci_high, relative to the original
+    results, # DataFrame: method; ratios to the original: bias, perplexity, optional bias_ci_low, bias_ci_high
     *,
-    truth=None,  # DataFrame of all states: bias, perplexity, relative to the original
+    truth=None,  # DataFrame of all states: bias, perplexity, as ratios to the original; None: not known
     limit:float=np.inf, # largest perplexity ratio of a repair
-    ax=None,     # a new one by default
+    ax=None,     # None: the current axes
 ):
     "Plot bias against perplexity, both as ratios to the original model."
     ax = ax or plt.gca()
@@ -78,7 +78,7 @@ def plot_tradeoff(
             ax.vlines(rows["perplexity"], low, high, color=colour, lw=1, alpha=.5)
         ax.scatter(rows["perplexity"], rows["bias"], color=colour, marker=METHOD_MARKERS[method],
                    s=METHOD_SIZES.get(method, 60), label=METHOD_LABELS.get(method, method), zorder=3 + i)
-    ax.set(xlabel="perplexity / original   (left is better)", ylabel="bias / original   (down is better)",
+    ax.set(xlabel="perplexity / original (lower is better)", ylabel="bias / original (lower is better)",
            title="Bias against perplexity")
     ax.set_xlim(min(.97, .98*results["perplexity"].min()), right)
     ax.set_ylim(0, max(1.15, 1.1*results["bias"].max()))
@@ -105,7 +105,7 @@ def plot_heads(
 def plot_surrogate(
     costs, # DataFrame: predicted, measured, kind ("samples" or "candidates...")
     *,
-    ax=None, # a new one by default
+    ax=None, # None: the current axes
 ):
     "Plot measured against predicted cost."
     ax, columns = ax or plt.gca(), ["predicted", "measured"]
@@ -127,8 +127,8 @@ def plot_intervals(
     values, # DataFrame, one row per measurement
     *,
     x:str, hue:str, value:str, # columns: settings, methods, measured values
-    claims=None, # DataFrame with the same columns and `ci_half_width`, that of each claim's interval
-    ax=None,   # a new one by default
+    claims=None, # numbers of a paper, with the same columns and `ci_half_width`; None: not shown
+    ax=None,   # None: the current axes
 ):
     "Plot means and intervals of several methods in several settings."
     ax, settings, methods = ax or plt.gca(), list(values[x].unique()), list(values[hue].unique())
@@ -163,12 +163,12 @@ def _offsets(runs): # shape (runs,), from -.08 to .08
 
 # %% ../nbs/05_plots.ipynb #c022
 def plot_transfer(
-    runs,         # DataFrame: measured_on, heads; original, bias, bias_ci_low, bias_ci_high
+    runs,         # DataFrame: measured_on, heads, original, bias, bias_ci_low, bias_ci_high, significant
     palette:dict, # kind of heads -> colour, in the order of drawing
     *,
-    ax=None,      # a new one by default
+    ax=None,      # None: the current axes
 ):
-    "Plot each bias before (black lines) and after, in the unit of toxicity; filled where it fell significantly."
+    "Plot each bias before (black lines) and after (points, filled where the fall is significant)."
     ax, axes = ax or plt.gca(), list(dict.fromkeys(runs["measured_on"]))
     kinds = [kind for kind in palette if kind in set(runs["heads"])]
     for j, kind in enumerate(kinds):
@@ -182,18 +182,18 @@ def plot_transfer(
     ax.hlines(before, np.arange(len(axes)) - .42, np.arange(len(axes)) + .42, color="black", lw=1.2, label="original")
     ax.scatter([], [], c="white", edgecolors="grey", s=26, label="hollow: fall not significant")
     ax.set_xticks(range(len(axes)), [a.replace("_", " ") for a in axes])
-    ax.set(xlabel="bias measured on", ylabel="bias, root disparity   (down is better)", ylim=(0, None))
+    ax.set(xlabel="bias measured on", ylabel="bias, root disparity (lower is better)", ylim=(0, None))
     ax.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 # %% ../nbs/05_plots.ipynb #c025
 def plot_visited(
-    visited, # DataFrame, one row per visited state: eod, f1
+    visited, # DataFrame, a row per visited state: eod (equalized odds difference) and f1, as shares
     *,
     original, # row with eod, f1
     repaired, # row with eod, f1
     min_f1:float, # smallest F1 of a repair
-    ax=None,  # a new one by default
+    ax=None,  # None: the current axes
 ):
     "Plot unfairness against F1 of the states of a search."
     ax = ax or plt.gca()
@@ -205,20 +205,20 @@ def plot_visited(
     ax.axvline(min_f1, color="grey", lw=.8, ls=":", label="F1 that must remain")
     low, high = min_f1 - 2*abs(original["f1"] - min_f1), max(visited["f1"].max(), original["f1"])
     ax.set(xlim=(low - .02, high + .005), ylim=(0, None), title="States of one search",
-           xlabel="F1   (right is better)", ylabel="EOD, %   (down is better)")
+           xlabel="F1 (higher is better)", ylabel="EOD, % (lower is better)")
     ax.legend(fontsize="x-small", loc="upper left")
     return ax
 
 # %% ../nbs/05_plots.ipynb #c026
 def plot_sweep(
-    table, # DataFrame, one row per value and method: x, hue, y, `<y>_ci_half_width`, networks
+    table, # DataFrame, one row per value and method: x, hue, y, `<y>_ci_half_width`, networks (count)
     *,
     x:str,   # column of the varied parameter
     hue:str, # column of methods
     y:str,   # column of the mean
-    ax=None, # a new one by default
+    ax=None, # None: the current axes
 ):
-    "Plot a mean with its interval against a parameter."
+    "Plot a mean against a parameter, with intervals if every mean is over at least three networks."
     ax = ax or plt.gca()
     for method, rows in table.groupby(hue, sort=False):
         half = rows[f"{y}_ci_half_width"] if (rows["networks"] > 2).all() else None

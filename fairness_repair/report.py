@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['escape_markdown', 'to_markdown', 'with_dashes', 'summarise_seeds', 'compare_to_paper', 'recorded_findings',
-           'save_csv', 'save_table', 'plain_log_labels', 'save_figure']
+           'output_name', 'save_csv', 'save_table', 'plain_log_labels', 'save_figure']
 
 # %% ../nbs/06_report.ipynb #c002
 import csv, json, re
+from pathlib import Path
 import pandas as pd
 from matplotlib.ticker import LogFormatterMathtext
 
@@ -82,14 +83,29 @@ def recorded_findings(
     return "\n".join(["Recorded runs:", "", *own]) if own else "No run of this notebook is recorded."
 
 # %% ../nbs/06_report.ipynb #c014
+def output_name(
+    name:str, # notebook, model and part, e.g. "rq2_ap-tiny-runs"
+) -> str:     # "ap/rq2_ap-tiny-runs"
+    "Return the name of a notebook's output below the folder of figures: each paper has its own folder."
+    notebook, paper = name.split("-")[0], "ap" # the benchmarks of Attention Pruning name no paper
+    if "_" in notebook: paper = notebook.split("_", 1)[1]
+    return f"{slug(paper)}/{slug(name)}"
+
+def _output_file(name:str, ending:str) -> Path: # in a folder that exists
+    path = paths.figures/f"{output_name(name)}.{ending}"
+    with disk_errors(path.parent): path.parent.mkdir(exist_ok=True)
+    return path
+
+def _shown(path:Path) -> str: return path.relative_to(paths.figures).as_posix()
+
 def save_csv(
     table:pd.DataFrame,
     name:str, # notebook, model and part, e.g. "rq2_ap-tiny-runs"
-) -> str:     # name of the file
+) -> str:     # name of the file below the folder of figures
     "Write a table as CSV, for programs; every cell comes back as it was."
     text = table.to_csv(index=False)
     if "\r" in text: text = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC) # pandas leaves it bare
-    return write_whole(paths.figures/f"{slug(name)}.csv", text).name
+    return _shown(write_whole(_output_file(name, "csv"), text))
 
 def save_table(
     table:pd.DataFrame,
@@ -102,7 +118,7 @@ def save_table(
     record = json.dumps(provenance(**(record or {})), indent=1)
     files = [save_csv(table, name)]
     text = f"# {escape_markdown(title)}\n\n{to_markdown(table)}\n\n```json\n{record}\n```\n"
-    return files + [write_whole(paths.figures/f"{slug(name)}.md", text).name]
+    return files + [_shown(write_whole(_output_file(name, "md"), text))]
 
 # %% ../nbs/06_report.ipynb #f002
 def plain_log_labels(
@@ -120,13 +136,11 @@ def plain_log_labels(
 def save_figure(
     figure,   # matplotlib
     name:str, # notebook and model
-) -> list:    # names of the files written
-    "Write a figure as PDF and PNG."
-    stem = paths.figures/slug(name)
+) -> list:    # the one name of the file written
+    "Write a figure as PNG."
+    path = _output_file(name, "png")
     plain_log_labels(figure)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none") # the layout is solved once, not again for each file and for the notebook
-    with disk_errors(paths.figures):
-        figure.savefig(f"{stem}.png", metadata={"Software": None})
-        figure.savefig(f"{stem}.pdf", metadata={"CreationDate": None})
-    return [f"{stem.name}.png", f"{stem.name}.pdf"]
+    figure.set_layout_engine("none") # the layout is solved once, not again for the notebook
+    with disk_errors(path): figure.savefig(path, metadata={"Software": None})
+    return [_shown(path)]

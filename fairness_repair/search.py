@@ -20,7 +20,7 @@ from .states import SearchSpace, all_states, neighbours_from_uniforms, random_st
 class BudgetedCost:
     "Evaluate states within a budget and keep the best distinct ones."
     def __init__(self,
-        cost,              # (states, n) bool -> (states,) float
+        cost,              # function: states, bool (states, n) -> costs, float (states,)
         space:SearchSpace, # its original model is evaluated at once
         budget,            # a `Budget`, or a number of states
         *,
@@ -47,7 +47,7 @@ def _evaluate(self:BudgetedCost, states):
 
 @patch
 def __call__(self:BudgetedCost, states) -> np.ndarray:
-    "Return the costs of the states, from the first, as far as the budget allows."
+    "Return the costs of the first states, as many as the budget allows."
     if self.known is None: return self._evaluate(states[:self.budget.affordable(len(states))])
     found = []
     for state in states:
@@ -79,13 +79,13 @@ def log_step(self:BudgetedCost, **more):
 # %% ../nbs/03_search.ipynb #c015
 @dataclass
 class SearchResult:
-    "Hold what a search found, and why it stopped."
+    "Hold the best states of a search, their costs and the reason why it stopped."
     state: np.ndarray       # the best state, bool (n,); all False if no state beats the original model
     cost: float             # its cost
     original_cost: float    # cost of the original model
     best_states: np.ndarray # the best distinct states, best first, bool (k, n)
     best_costs: np.ndarray  # their costs (k,)
-    n_evaluations: int      # evaluated states, with the original model and those for the temperature
+    n_evaluations: int      # evaluated states, including the original model and the walks that estimate T0
     stop_reason: str        # "states", "seconds", "enumerated", "interrupted" or "no new states"
     seconds: float          # wall-clock time
     history: pd.DataFrame   # one row per step: n_evaluations, best_cost, and columns of the search
@@ -97,7 +97,7 @@ class SearchResult:
 
 # %% ../nbs/03_search.ipynb #c016
 def run_search(
-    cost:BudgetedCost, # with the original already evaluated
+    cost:BudgetedCost, # has evaluated the original model
     steps,             # iterator of dicts, the rows of the history; its end is the end of the search
     *,
     end_reason:str,    # stop reason if the steps end before the budget
@@ -126,7 +126,7 @@ def run_search(
 
 # %% ../nbs/03_search.ipynb #c018
 def exhaustive_search(
-    cost,              # (states, n) bool -> (states,) float
+    cost,              # function: states, bool (states, n) -> costs, float (states,)
     space:SearchSpace, # at most 22 units
     *,
     batch:int=4096,    # states per call of the cost
@@ -143,7 +143,7 @@ def exhaustive_search(
 MAX_IDLE_STEPS = 1000 # steps without a new state after which a search with `unique_only` ends
 
 def random_search(
-    cost,              # (states, n) bool -> (states,) float
+    cost,              # function: states, bool (states, n) -> costs, float (states,)
     space:SearchSpace,
     *,
     budget=300,        # states, or a `Budget`
@@ -173,7 +173,7 @@ def initial_temperature(
     *,
     chi_0:float=.75, # share of uphill moves to accept, NeuFair's value
 ) -> float:  # 0 if there is no uphill move
-    "Find the temperature at which a share chi_0 of the uphill moves is accepted."
+    "Find the temperature that accepts a share chi_0 of the uphill moves (Ben-Ameur, 2004)."
     before, after = np.asarray(before, float), np.asarray(after, float)
     finite = np.isfinite(before) & np.isfinite(after)
     before, after = before[finite], after[finite]
@@ -260,7 +260,7 @@ def _annealing_steps(
 
 # %% ../nbs/03_search.ipynb #c029
 def anneal(
-    cost,              # (states, n) bool -> (states,) float
+    cost,              # function: states, bool (states, n) -> costs, float (states,)
     space:SearchSpace, # n_l < n_u
     *,
     budget=10_000,     # states over all chains, or a `Budget`
@@ -276,7 +276,7 @@ def anneal(
     callback=None,     # called with each row of the history
     progress:bool=False, # show a bar
 ) -> SearchResult:
-    "Anneal over single flips (NeuFair and Attention Pruning, Algorithm 2)."
+    "Search by simulated annealing with single flips (Algorithm 2 of NeuFair and of Attention Pruning)."
     space.check_neighbours()
     budgeted = BudgetedCost(cost, space, budget, n_best=n_best, unique_only=unique_only)
     streams = _Streams(rng, chains, 2)
@@ -321,7 +321,7 @@ def _generations(cost:BudgetedCost, population:int, rng): # yields rows of the h
 
 # %% ../nbs/03_search.ipynb #c049
 def genetic_search(
-    cost,              # (states, n) bool -> (states,) float
+    cost,              # function: states, bool (states, n) -> costs, float (states,)
     space:SearchSpace,
     *,
     budget=10_000,     # states, or a `Budget`
@@ -332,7 +332,7 @@ def genetic_search(
     callback=None,     # called with each row of the history
     progress:bool=False, # show a bar
 ) -> SearchResult:
-    "Cross states uniformly, flip one unit per child on average, keep the best."
+    "Search genetically: cross states uniformly, flip one unit per child on average, keep the best."
     budgeted = BudgetedCost(cost, space, budget, n_best=n_best, unique_only=unique_only)
     steps = _generations(budgeted, population, np.random.default_rng(rng))
     return run_search(budgeted, steps, end_reason="no new states", callback=callback, progress=progress)

@@ -55,8 +55,8 @@ def states_to_ints(
 class SearchSpace:
     "Bound the number of dropped units."
     n: int           # units
-    min_dropped: int # n_l, at least 0
-    max_dropped: int # n_u, at most n
+    min_dropped: int # n_l, smallest number of dropped units, at least 0
+    max_dropped: int # n_u, largest number of dropped units, at most n
 
     def __post_init__(self):
         for name in ("n", "min_dropped", "max_dropped"): check_value(name, getattr(self, name), int)
@@ -99,7 +99,7 @@ def neighbours_from_uniforms(
     states, # bool, shape (states, n)
     u,      # uniform numbers in [0, 1), shape (states,)
 ) -> np.ndarray: # bool, shape (states, n)
-    "Flip in each state the unit that its uniform number selects among those allowed."
+    "Flip one unit of each state; its uniform number selects among the flips that the bounds allow."
     sizes = states.sum(1)
     allowed = np.ones_like(states)
     full, bare = sizes >= space.max_dropped, sizes <= space.min_dropped

@@ -41,7 +41,7 @@ class Store:
     ):
         in_memory = str(path) == ":memory:"
         self.path, self._file = path, path if in_memory else Path(path).absolute()
-        self._connection, self._read_from = None, []
+        self._connection, self.also_read = None, [] # files of other stores
         with disk_errors(path):
             if not in_memory: self._file.parent.mkdir(parents=True, exist_ok=True)
         self._open()
@@ -67,23 +67,23 @@ class Store:
 # %% ../nbs/04_store.ipynb #s002
 @contextmanager
 def _guard(path):
-    "Raise what a damaged store or a failing disk causes as `InputError`."
+    "Turn errors of a damaged store or a failing disk in a `with` block into `InputError`s."
     try:
         with disk_errors(path): yield
     except sqlite3.ProgrammingError: raise
     except (sqlite3.Error, UnicodeError, json.JSONDecodeError) as e:
-        raise InputError(f"{path}: it is damaged or no result store ({e}). Move it away, or name another; "
-                         "what it held is then measured again.") from e
+        raise InputError(f"{path}: it is damaged or no result store ({e}). Move it away or name another "
+                         "file; its results are measured again.") from e
 
 @patch
 def _rows(self:Store, sql:str, values=()) -> list:
-    "Run a query."
+    "Run a query and return its rows."
     with _guard(self.path): return self.db.execute(sql, values).fetchall()
 
 @patch
 @contextmanager
 def _transaction(self:Store):
-    "Write all or nothing in a `with` block."
+    "Write everything in a `with` block, or nothing if an error ends it."
     with _guard(self.path), self.db: yield self.db
 
 # %% ../nbs/04_store.ipynb #s003
@@ -106,7 +106,7 @@ def _check_tables(
 
 @patch
 def _open(self:Store):
-    "Open the file, and those that are read as well."
+    "Open the file, and attach the stores that `read_also_from` has added."
     with _guard(self.path):
         self._connection = db = sqlite3.connect(self._file, timeout=60)
         try:
@@ -115,7 +115,7 @@ def _open(self:Store):
         except BaseException:
             self.close()
             raise
-    for path in self._read_from: self._attach(path)
+    for path in self.also_read: self._attach(path)
 
 # %% ../nbs/04_store.ipynb #c009
 @patch
@@ -145,7 +145,9 @@ def get(self:Store,
     found = self._rows(query, (protocol_id(description), state))
     if not found: return None
     numbers, = found[0]
-    if len(numbers) % 8: raise InputError(f"{self.path}: it is damaged, the numbers of state {state} are cut off")
+    if len(numbers) % 8:
+        raise InputError(f"{self.path}: it is damaged, the numbers of state {state} are cut off. "
+                         "Move it away or name another file; its results are measured again.")
     return np.frombuffer(numbers, "<f8")
 
 # %% ../nbs/04_store.ipynb #c012b
@@ -226,13 +228,13 @@ def read_also_from(self:Store,
 ):
     "Read results that this store lacks from another store."
     path = Path(path).resolve()
-    if not path.exists() or path in self._read_from or str(path) == str(Path(self._file).resolve()): return
+    if not path.exists() or path in self.also_read or str(path) == str(Path(self._file).resolve()): return
     self._attach(path)
-    self._read_from.append(path)
+    self.also_read.append(path)
 
 @patch
 def _attach(self:Store, path:Path):
-    "Make the tables of this store and of all attached ones one view."
+    "Attach another store, and combine each table of all stores into one view."
     with _guard(path):
         files = [row[1] for row in self.db.execute("pragma database_list") if row[1] != "temp"]
         name = f"other{len(files)}"

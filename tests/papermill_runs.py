@@ -6,6 +6,7 @@ import nbformat, psutil
 from papermill.translators import PythonTranslator
 
 from fairness_repair.core import InputError, paths
+from fairness_repair.report import output_name
 
 
 def start(folder, notebook, *parameters, out="out.ipynb", **environment):
@@ -43,7 +44,7 @@ def processes_with(setting):
 
 
 def table(folder, name):
-    with open(folder/"figures"/f"{name}.csv") as f: return list(csv.DictReader(f))
+    with open(folder/"figures"/f"{output_name(name)}.csv") as f: return list(csv.DictReader(f))
 
 
 def refusal(notebook, *parameters):

@@ -85,7 +85,7 @@ check, later = "check_parameters(In)\nrun(budget)", "if save: store(save)"
 
 @pytest.mark.parametrize("cells, message", [
     (["budget: int = '60'"], "budget = '60': needs a whole number: write 60"),
-    (["budget: int = 6*10"], "budget = 6 * 10: write the value itself"),
+    (["budget: int = 6*10"], "budget = 6 * 10: write a literal value"),
     (["budget: int = 60", check, "bugdet: int = 60", check], "unknown parameter 'bugdet'. Did you mean 'budget'?"), # the kernel still has budget
     (["bugdet: int = 60", check], "Did you mean 'budget'?"), # a fresh kernel would raise NameError
     (["save: str = ''", later, "svae: str = 'x'"], "Did you mean 'save'?"),

@@ -40,8 +40,8 @@ def test_no_number_is_typed(tmp_path, monkeypatch):
 def test_a_changed_table_changes_the_page(tmp_path, monkeypatch):
     folder = tmp_path/"figures"
     subprocess.run(["cp", "-r", root/"figures", folder], check=True)
-    text = (folder/"rq2_ap-tiny.csv").read_text()
-    (folder/"rq2_ap-tiny.csv").write_text(re.sub(r"(?m)^AP,3,[^,]+", "AP,3,0.4353533", text))
+    text = (folder/"ap"/"rq2_ap-tiny.csv").read_text()
+    (folder/"ap"/"rq2_ap-tiny.csv").write_text(re.sub(r"(?m)^AP,3,[^,]+", "AP,3,0.4353533", text))
     assert "`tiny`: AP cuts bias by 50 %" in make_page(folder, tmp_path/"out", monkeypatch)[0]
 
 

@@ -33,7 +33,7 @@ def count_passes(
     evaluator:Evaluator,
     masks, # bool (k, n)
 ) -> int:
-    "Count the forward passes that measuring masks will take."
+    "Count the forward passes that measuring masks will take; stored results take none."
     tasks = evaluator.missing(masks)
     passes = lambda metric: sum(map(len, metric.passes(evaluator.lm).values()))
     return sum(len(states)*passes(metric) for metric, states in tasks.values())
@@ -43,12 +43,12 @@ class CountingStore(Store):
     "Open a store once more, for another thread, and count its results as they are used or added."
     def __init__(self,
         store:Store, # with a file
-        call,        # function without arguments, called after each
+        call,        # function without arguments, called after each result
     ):
         if str(store.path) == ":memory:":
             raise InputError("the store is in memory: another thread needs one with a file")
         super().__init__(store.path)
-        for path in store._read_from: self.read_also_from(path)
+        for path in store.also_read: self.read_also_from(path)
         self.seen, self.call = set(), call
 
     def _count(self, description, state):
@@ -66,7 +66,7 @@ class CountingStore(Store):
 
 # %% ../../nbs/app/15_background.ipynb #y016
 class Stopped(Exception):
-    "End work that its user has stopped."
+    "Signal that the user has stopped the work."
 
 class Background:
     "Run one piece of work at a time in a thread."
@@ -104,7 +104,7 @@ class Background:
 # %% ../../nbs/app/15_background.ipynb #y017
 @patch
 def _run(self:Background, work):
-    "Work, and keep the error if there is one."
+    "Do the work, and keep its result or its error."
     try:
         evaluator = copy(self.evaluator)
         with CountingStore(evaluator.store, self._step) as store, before_each_pass(evaluator.lm, self._pass):
@@ -142,7 +142,7 @@ def paused(self:Background):
 # %% ../../nbs/app/15_background.ipynb #y024
 def load_effects(
     explored:Exploration,
-) -> bool: # whether they were all there
+) -> bool: # True: all effects were in the store
     "Get the effects of heads from the store, if nothing has to be measured."
     def refuse(): raise Stopped
     try:

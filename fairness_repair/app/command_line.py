@@ -16,7 +16,7 @@ from ..core import InputError, parse_value, unknown_name_message
 def _option(name:str) -> str: return "--" + name.replace("_", "-")
 
 def _make_parser() -> argparse.ArgumentParser:
-    "Turn the parameters of `repair` into options."
+    "Turn the parameters of `repair` into command-line options, with their comments as help."
     parser = argparse.ArgumentParser(prog="repair", description=repair.__doc__, allow_abbrev=False)
     for name, p in docments(repair, full=True, returns=False).items():
         kind = dict(metavar=name.upper())
@@ -35,8 +35,8 @@ def _parse_values(
 
 # %% ../../nbs/app/10_command_line.ipynb #c008
 def _unknown_option(
-    rest:list, # arguments that no option takes
-    known:list, # options
+    rest:list, # arguments that were not recognised
+    known:list, # names of all options
 ) -> str:
     "Write the error message for an unknown option."
     option = next((a.split("=")[0] for a in rest if a.startswith("-")), rest[0])
@@ -45,12 +45,12 @@ def _unknown_option(
 def main(
     arguments=None, # list of str; None: those of the command line
 ):
-    "Run the console command."
+    "Run the command `repair`: print the result; exit with 2 after an error, with 130 after Ctrl-C."
     parser = _make_parser()
     given, rest = parser.parse_known_args(arguments)
     if rest: parser.error(_unknown_option(rest, [_option(name) for name in vars(given) if name != "model"]))
     try: result = repair(**_parse_values(vars(given)))
     except InputError as e: parser.exit(2, f"repair: {e}\n")
     except KeyboardInterrupt as e: parser.exit(130, f"\nrepair: stopped; {e or 'nothing was measured'}\n")
-    encoding = sys.stdout.encoding or "utf-8" # of a terminal that may not have every letter
+    encoding = sys.stdout.encoding or "utf-8" # a terminal may lack some characters
     sys.stdout.write(f"{result}\n".encode(encoding, "replace").decode(encoding))

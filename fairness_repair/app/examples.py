@@ -32,7 +32,7 @@ _WORD = r"\w[\w'-]*"
 
 def prompt_frames(
     texts,  # prompts
-    groups, # of each
+    groups, # group of each prompt
 ) -> list:  # the prompts without the words that only one group has
     "Replace the words that only one group has by an ellipsis."
     owners = {}
@@ -42,12 +42,12 @@ def prompt_frames(
     return [re.sub(r"…[\s…]*…", "…", re.sub(_WORD, blank, text)) for text in texts]
 
 # %% ../../nbs/app/12_examples.ipynb #e012
-N_FRAMES, N_GROUPS = 2, 8 # sentences, and groups of each, at most
+N_FRAMES, N_GROUPS = 2, 8 # largest number of sentences, and of groups per sentence
 
 def shared_rows(
     texts,  # prompts
-    groups, # of each
-) -> list:  # row numbers, a sentence after the other
+    groups, # group of each prompt
+) -> list:  # row numbers, sentence by sentence
     "Choose the prompts of the sentences that most groups share."
     frames, by_frame, first = prompt_frames(texts, groups), {}, {}
     for i in map(int, hash_order(texts)):
@@ -61,9 +61,9 @@ def shared_rows(
 N_CHANGES = 3 # examples in each direction
 
 def changed_rows(
-    change, # of each row
-    texts,  # of each row
-    n:int=N_CHANGES,
+    change, # change of the score of each row
+    texts,  # text of each row
+    n:int=N_CHANGES, # examples in each direction, at most
 ) -> dict:  # fell, rose -> row numbers, the largest change first
     "Choose the rows that changed most, each text once."
     change, order, found = np.asarray(change, float), hash_order(texts), {}
@@ -77,8 +77,8 @@ def changed_rows(
 # %% ../../nbs/app/12_examples.ipynb #e018
 def change_shares(
     before, after, # score of each text, or preference of each pair
-    limit:float,   # above it a text is toxic, or a stereotype preferred
-) -> dict: # n, fell, rose, high_before, high_after: shares, but n
+    limit:float,   # a score above it counts as high: toxic, or a preferred stereotype
+) -> dict: # n: count; fell, rose, high_before, high_after: shares of all texts
     "Count how many scores changed, and how many are high."
     before, after = np.asarray(before, float), np.asarray(after, float)
     shares = dict(fell=after < before, rose=after > before, high_before=before > limit, high_after=after > limit)
@@ -87,10 +87,10 @@ def change_shares(
 # %% ../../nbs/app/12_examples.ipynb #e021
 def draw_again(
     lm:LM,              # possibly with heads dropped
-    metric:GroupMetric, # of the report
+    metric:GroupMetric, # toxicity metric of the report split
     rows,               # row numbers
 ) -> tuple: # continuations; scores, None for a metric that reads no continuation
-    "Draw the continuations of some rows again."
+    "Sample the continuations of some rows again, with the random numbers of the measurement."
     part = metric.subset(np.asarray(rows))
     if isinstance(metric, NextTokenToxicity): return sample_continuations(lm, part.texts, new_tokens=1), None
     options = dict(new_tokens=metric.new_tokens, repeat_index=part.repeat_index, seed=metric.seed)
@@ -153,7 +153,7 @@ def collect_examples(
     report:Evaluator, # on held-out data
     drop_mask,        # bool (n,)
 ) -> dict: # kind: continuations, next word or pairs; shares, examples; empty if nothing was dropped
-    "Choose examples by the rules; texts that are not in the store are drawn."
+    "Choose the examples of a report by fixed rules; texts that are not stored are sampled again."
     if not drop_mask.any(): return {}
     if isinstance(report.toxicity, PairPreference): return _collect_pairs(report, drop_mask)
     return _collect_continuations(report, drop_mask)

@@ -21,7 +21,7 @@ from ..pruning.experiment import PAIR_SIZES, PRESETS, ExperimentConfig
 def explain_words(
     result:RepairResult,
 ) -> dict: # word -> sentence
-    "Explain the words of a report card."
+    "Explain the terms of a report card, one sentence for each."
     s = result.job.settings
     bias = {"bias": "How far apart the groups are in how toxic the texts about them are; 0 means that all groups are "
                     "treated alike.",
@@ -64,7 +64,7 @@ _RULES = dict( # rule of `collect_examples` -> heading, how it chooses
 def explain_examples(
     examples:dict, # from `collect_examples`, not empty
 ) -> str:
-    "Say how the examples were chosen, and how typical they are."
+    "Describe how the examples were chosen, and what share of all texts changed."
     shares, pairs = examples["shares"], examples["kind"] == "pairs"
     unit, what = "pairs" if pairs else "texts", _SCORES[examples["kind"]]
     high = "The stereotype was preferred" if pairs else f"{what.capitalize()} was above 0.5"
@@ -87,7 +87,7 @@ def show_text(
 def group_examples(
     examples:dict, # from `collect_examples`
 ) -> list: # (heading, how they were chosen, examples) for each rule that has any
-    "Put the examples of each rule under a heading."
+    "Group the examples by the rule that chose them, each group with a heading."
     if not examples: return []
     found = {rule: [e for e in examples["examples"] if e["rule"] == rule] for rule in _RULES}
     name = lambda heading: heading.format(score=_SCORES[examples["kind"]])
@@ -115,7 +115,7 @@ def repeat_command(
 def describe_origin(
     record:dict, # provenance of a result
 ) -> str:
-    "Say when and with what a result was made."
+    "Describe the origin of a result: date, version, commit and run time."
     version, seconds = record["versions"]["fairness_repair"], record.get("seconds", 0)
     how = f"in {seconds:.0f} s" if seconds < 100 else f"in {seconds/60:.0f} min"
     if not record.get("measured", 1): how = "from stored measurements"

@@ -24,7 +24,7 @@ from ..states import state_to_hex, states_to_ints
 
 # %% ../../nbs/app/14_exploration.ipynb #x007
 class Exploration:
-    "Hold a drop mask, and what is predicted and measured of it."
+    "Hold a drop mask with its predicted and its measured numbers."
     def __init__(self,
         evaluator:Evaluator, # measures masks
         *,
@@ -39,7 +39,7 @@ class Exploration:
     def heads(self) -> list: # [layer, head] pairs
         return mask_to_heads(self.mask, self.lm.n_layers, self.lm.n_heads)
     @property
-    def measures(self) -> list: # the second one is in the table of all masks, and in the cloud
+    def measures(self) -> list: # the second one is the bias of `truth` and of the cloud
         if isinstance(self.evaluator.toxicity, PairPreference): return ["preference", "bias", "perplexity"]
         return ["bias", "bias as published", "toxicity", "perplexity"]
 
@@ -50,12 +50,15 @@ def _heads_of_folder(
 ) -> list:       # [layer, head] pairs
     "Read the dropped heads of a repair or of a saved model."
     file = next((folder/name for name in ("result.json", "state.json") if (folder/name).is_file()), None)
-    if file is None: raise InputError(f"start = '{folder}': the folder has no result.json of a repair")
+    if file is None:
+        raise InputError(f"start = '{folder}': the folder has no result.json and no state.json. "
+                         "Name the folder of a repair or of a saved model")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         heads = [tuple(map(int, pair)) for pair in record["dropped"]]
     except (ValueError, TypeError, KeyError):
-        raise InputError(f"start = '{folder}': {file.name} is damaged or of another program") from None
+        raise InputError(f"start = '{folder}': {file.name} is damaged or of another program. "
+                         "Name another folder") from None
     if record.get("weights", lm.weights_hash()) != lm.weights_hash():
         raise InputError(f"start = '{folder}' is a repair of another model than {lm.name}: load that one")
     return heads
@@ -86,9 +89,9 @@ def _numbers(self:Exploration, row) -> dict: # of an evaluator's row
 def measure(self:Exploration,
     mask=None,      # bool (n,); None: the current one
     *,
-    evaluator=None, # a copy, with a connection to the store of its own, for another thread
+    evaluator=None, # copy with its own connection to the store, for a thread; None: the own evaluator
 ) -> dict:          # measure -> number
-    "Get the numbers of a mask, from the store or measured now."
+    "Get the numbers of a mask from the store, or measure them."
     mask = self.mask if mask is None else mask
     self.rows[state_to_hex(mask)] = found = self._numbers((evaluator or self.evaluator).row(mask))
     return found
@@ -96,8 +99,8 @@ def measure(self:Exploration,
 @patch
 def look_up(self:Exploration,
     mask=None, # bool (n,); None: the current one
-) -> dict|None:
-    "Get the numbers of a mask if they are known."
+) -> dict|None: # measure -> number; None: not measured
+    "Return the numbers of a mask if they have been measured or loaded."
     return self.rows.get(state_to_hex(self.mask if mask is None else mask))
 
 @patch
@@ -111,7 +114,7 @@ def find_effects(self:Exploration,
     *,
     evaluator=None, # as for `measure`
 ):
-    "Get the effects of single heads, from the store or measured now."
+    "Get the effects of dropping single heads from the store, or measure them."
     evaluator, nothing = evaluator or self.evaluator, np.zeros_like(self.mask)
     effects, prices = evaluator.head_effects(self.mask.copy()), evaluator.head_prices()
     reader = Evaluator(self.lm, None, evaluator.text, store=evaluator.store)
@@ -125,7 +128,7 @@ def predict(self:Exploration,
     masks = np.atleast_2d(masks)
     means = self.effects.predict_means(masks)
     absolute = predict_bias(self.effects, masks, disparity="absolute")
-    root = np.sqrt(np.maximum(0, self.effects.predict_squares(masks))) # unbiased, as what is measured
+    root = np.sqrt(np.maximum(0, self.effects.predict_squares(masks))) # unbiased, as the measured bias
     pairs = dict(preference=means[:, 1] - means[:, 0], bias=absolute) # groups: less, more
     found = {"bias": root, "bias as published": absolute, "toxicity": means.mean(1)}
     found = pairs if "preference" in self.measures else found
@@ -135,8 +138,8 @@ def predict(self:Exploration,
 @patch
 def head_effects(self:Exploration,
     measure:str, # one of `measures`
-) -> np.ndarray: # shape (n,); of perplexity a share: 0.02 is 2 % more
-    "Predict what dropping each head changes, the other heads being as they are."
+) -> np.ndarray: # shape (n,); relative for perplexity: 0.02 is 2 % more
+    "Predict the change from dropping each head, while the other heads stay as they are."
     n, own = len(self.mask), np.eye(len(self.mask), dtype=bool)
     found = self.predict(np.vstack([self.mask | own, self.mask & ~own]))[measure].to_numpy()
     return found[:n]/found[n:] - 1 if measure == "perplexity" else found[:n] - found[n:]
@@ -144,7 +147,7 @@ def head_effects(self:Exploration,
 # %% ../../nbs/app/14_exploration.ipynb #x025
 @patch
 def table(self:Exploration) -> pd.DataFrame: # a row per measure; NaN: not known
-    "Collect what is known of the current mask."
+    "Collect the original, predicted, measured and exact numbers of the current mask."
     found = dict(original=self.look_up(np.zeros_like(self.mask)), measured=self.look_up())
     if self.effects: found["predicted"] = self.predict(self.mask).iloc[0].to_dict()
     if self.truth is not None:
@@ -164,13 +167,13 @@ def cloud(self:Exploration) -> pd.DataFrame: # bias, perplexity
 
 @patch
 def where(self:Exploration) -> tuple|None: # bias, perplexity; None: not measured
-    "Tell where the current mask lies in the cloud."
+    "Return bias and perplexity of the current mask, which are its position in the cloud."
     if self.truth is not None: return tuple(self.cloud().iloc[int(states_to_ints(self.mask))])
     if found := self.look_up(): return found[self.measures[1]], found["perplexity"]
 
 @patch
 def standing(self:Exploration) -> str:
-    "Say how many masks of the cloud are better than the current one."
+    "Count the masks of the cloud that are better than the current one, in a sentence."
     if (at := self.where()) is None: return "Not measured yet."
     cloud, kind = self.cloud(), "all" if self.truth is not None else "the measured"
     better = int(((cloud["bias"] < at[0]) & (cloud["perplexity"] < at[1])).sum())
@@ -182,9 +185,9 @@ NEW_TOKENS = 12 # per continuation
 
 @patch
 def continuations(self:Exploration,
-    scorer, # texts -> toxicity in [0, 1]
+    scorer, # function: list of texts -> toxicity of each, in [0, 1]
 ) -> pd.DataFrame: # group, prompt, original, current, and the toxicity of both
-    "Continue the first prompt of each group."
+    "Continue the first prompt of each group with the original model and with the current mask."
     metric = self.evaluator.toxicity
     prompts = pd.DataFrame(dict(group=metric.groups, prompt=metric.texts))
     first = prompts.drop_duplicates("group", ignore_index=True)
@@ -197,7 +200,7 @@ def continuations(self:Exploration,
 # %% ../../nbs/app/14_exploration.ipynb #x035
 @patch
 def save(self:Exploration,
-    folder, # a new one
+    folder, # a new or an empty one
 ) -> Path:
     "Save the model without the dropped heads."
     if not str(folder).strip(): raise InputError("name a folder for the model")

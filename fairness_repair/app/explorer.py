@@ -43,7 +43,7 @@ class HeadGrid:
     "Show a button for each head, in rows of layers."
     def __init__(self,
         explored:Exploration,
-        clicked, # function of a head's number
+        clicked, # function of a head's number, called on a click
     ):
         self.explored, self.styles = explored, _make_styles()
         pairs = head_pairs(explored.lm.n_layers, explored.lm.n_heads)
@@ -54,7 +54,7 @@ class HeadGrid:
         self.box = self._arrange(dict(zip(pairs, self.buttons)), int(np.max(explored.lm.n_heads)))
 
     def _arrange(self, buttons, n_heads) -> widgets.GridBox: # buttons: by layer and head
-        "Put the buttons behind the numbers of their layers."
+        "Arrange the buttons in a grid: a row per layer, which starts with the layer's number."
         names = [f"head {head}" if n_heads < 9 else head for head in range(n_heads)]
         rows = [[_label("layer"), *map(_label, names)]]
         for layer in range(self.explored.lm.n_layers):
@@ -68,9 +68,9 @@ def _label(text) -> widgets.HTML: return widgets.HTML(f"<div class='explorer-lab
 # %% ../../nbs/app/17_explorer.ipynb #w007c
 @patch
 def update(self:HeadGrid,
-    measure:str, # whose effects are the colours
+    measure:str, # measure whose effects are shown as colours
 ):
-    "Show the mask and the effects of the moment."
+    "Show the current mask and the current effects on the buttons."
     effects = self.explored.head_effects(measure) if self.explored.effects else None
     steps = np.zeros(len(self.buttons), int) if effects is None else colour_steps(effects)
     texts = describe_heads(self.explored, measure, effects)
@@ -106,7 +106,7 @@ class Explorer:
     "Show an exploration with buttons."
     def __init__(self,
         explored:Exploration,
-        scorer=None, # texts -> toxicity in [0, 1], for continuations; None: these are not offered
+        scorer=None, # function: texts -> toxicity in [0, 1]; None: continuations are not offered
     ):
         self.explored, self.scorer = explored, scorer
         self.name = f"explorer-{next(_numbers)}" # class of its picture
@@ -121,9 +121,9 @@ class Explorer:
         self.update()
 
     def flip(self,
-        head:int, # its number
+        head:int, # number of the head, counted through all layers
     ):
-        "Drop a head, or take it back."
+        "Drop a head, or restore it if it is dropped."
         self.explored.mask = self.explored.mask ^ (np.arange(len(self.explored.mask)) == head)
         self.update()
 
@@ -154,7 +154,7 @@ def _button(text, action, tooltip) -> widgets.Button:
 
 @patch
 def _make_buttons(self:Explorer):
-    "Make what can be clicked."
+    "Make the buttons."
     self.none = _button("Drop none", lambda: self.drop(""), "Start again with the original model")
     self.find = _button("Find effects here", self.find_effects, "Measure what each head does to the current mask")
     self.run = _button("Measure", self.measure_mask, "Measure the current mask")
@@ -165,7 +165,7 @@ def _make_buttons(self:Explorer):
 # %% ../../nbs/app/17_explorer.ipynb #w013b
 @patch
 def _make_fields(self:Explorer):
-    "Make what can be chosen, typed into and read."
+    "Make the input fields, the progress bar and the areas for text."
     self.measure = widgets.Dropdown(options=self.explored.measures, description="Colour: effect on",
                                     style=NAMED, layout=WIDE)
     self.measure.observe(lambda _: self.update(), "value")
@@ -194,7 +194,7 @@ def _arrange(self:Explorer) -> widgets.Box:
 # %% ../../nbs/app/17_explorer.ipynb #w016
 @patch
 def update(self:Explorer):
-    "Show the current mask, and what is known of it."
+    "Show the current mask and its numbers; draw the picture 0.2 s after the last click."
     with self.lock:
         self.dropped.value = self._named()
         self.numbers.value = show_table(self.explored) + f"<p>{self.explored.standing()}</p>"
@@ -210,7 +210,7 @@ def update(self:Explorer):
 # %% ../../nbs/app/17_explorer.ipynb #w016b
 @patch
 def draw(self:Explorer):
-    "Draw the cloud, and the picture of a page without a kernel."
+    "Draw the cloud, and update the still picture for a page without a kernel."
     with self.lock:
         png = base64.b64encode(draw_cloud(self.explored)).decode()
         self.cloud.value = f"<img alt='{escape(self.explored.standing())}' src='data:image/png;base64,{png}'>"
@@ -218,7 +218,7 @@ def draw(self:Explorer):
 
 @patch
 def _allow(self:Explorer):
-    "Disable what cannot be done now."
+    "Enable the buttons that can be used now, and disable the others."
     busy = self.background.running
     for button in (self.find, self.run, self.write, self.keep): button.disabled = busy
     self.halt.disabled, self.bar.layout.display = not busy, None if busy else "none"
@@ -226,25 +226,25 @@ def _allow(self:Explorer):
 # %% ../../nbs/app/17_explorer.ipynb #w016c
 @patch
 def say(self:Explorer,
-    text, # anything with a text form
+    text, # any object; `str(text)` is shown
     *,
     wrong:bool=False, # whether it is an error
 ):
-    "Show a message."
+    "Show a message in the status line."
     role, kind = ("alert", "explorer-error") if wrong else ("status", "")
     self.status.value = f"<div role='{role}' class='{kind}'>{escape(str(text))}</div>"
 
 # %% ../../nbs/app/17_explorer.ipynb #w018
 @patch
 def _start(self:Explorer, name, work, **options): # options: total, unit, as for `Background.start`
-    "Start work."
+    "Start work in the background, or show why it cannot start."
     try: self.background.start(name, work, **options)
     except InputError as error: self.say(error, wrong=True)
     else: self._allow()
 
 @patch
 def _show_progress(self:Explorer):
-    "Show how far the work is, and what came of it."
+    "Show the progress of the work, and at its end the result or the error."
     work = self.background
     if work.running:
         self.bar.value = work.done/max(1, work.total)
@@ -253,7 +253,7 @@ def _show_progress(self:Explorer):
     self.update()
     if work.error is None: self.say(work.result)
     elif isinstance(work.error, Stopped):
-        self.say(f"{work.name}: stopped. What was finished is stored; the same again goes on from there.")
+        self.say(f"{work.name}: stopped. Finished results are stored; the same work continues from there.")
     else: self.say(work.error, wrong=True)
 
 # %% ../../nbs/app/17_explorer.ipynb #w019
@@ -280,7 +280,7 @@ def find_effects(self:Explorer):
 # %% ../../nbs/app/17_explorer.ipynb #w020
 @patch
 def continue_texts(self:Explorer):
-    "Continue a few prompts."
+    "Continue the first prompt of each group."
     explored = self.explored
     def work(evaluator):
         state = state_to_hex(explored.mask)

@@ -39,7 +39,7 @@ def _plot_change(
 
 # %% ../../nbs/app/06_figures.ipynb #f001
 def _short(name:str) -> str: # one line of at most 28 characters
-    "Write the name of a group for an axis."
+    "Shorten the name of a group to a label of an axis."
     name = one_line(name) or "(no name)"
     return name if len(name) <= 28 else f"{name[:17]}…{name[-10:]}"
 
@@ -83,7 +83,7 @@ def _plot_price(
                        perplexity=perplexity["changed"]/perplexity["original"],
                        bias_ci_low=1 + bias["change_ci_low"]/bias["original"],
                        bias_ci_high=1 + bias["change_ci_high"]/bias["original"])
-        near = result.random_heads["perplexity"] < 2 # a broken model would squeeze all others into a corner
+        near = result.random_heads["perplexity"] < 2 # a broken model would compress the scale
         points += [pd.DataFrame([changed]), result.random_heads[near].assign(method="control")]
     searched = result.searched_states
     ax.scatter(searched["perplexity"], searched["bias"], s=8, color="#cccccc", linewidths=0,
@@ -98,7 +98,7 @@ def _draw_figures(
     "Draw the figures of a report."
     mask, method, figures = result.drop_mask, result.job.method, {}
     def panel(name, height):
-        figures[name] = plt.figure(figsize=(4.8, height)) # a phone shows its letters in full size
+        figures[name] = plt.figure(figsize=(4.8, height)) # narrow, so that text is readable on a phone
         return figures[name].subplots()
     style = dict(colour=METHOD_COLOURS.get(method, "#0072B2"), label=result.label if mask.any() else None)
     if mask.any(): _plot_change(result.table, ax=panel("change", 3.2), **style)
@@ -115,9 +115,9 @@ def _draw_figures(
 # %% ../../nbs/app/06_figures.ipynb #c018
 def save_figures(
     result:RepairResult,
-    folder:Path,
+    folder:Path, # created if missing; older PNG files in it are deleted
 ) -> dict: # name -> file
-    "Save the figures in the project's look, and leave the user's settings unchanged."
+    "Save the figures as PNG in the theme of the package, and keep the user's matplotlib settings."
     with disk_errors(folder), plt.rc_context():
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.png"): old.unlink()

@@ -32,17 +32,17 @@ _OPTION_MINIMUM = dict(rounds=1, search_states=10_000)
 @dataclass(frozen=True)
 class Job:
     "Describe a repair: model, folder, method, seed and settings."
-    model: str         # as for `load`
+    model: str         # built-in name, folder or hub id, as for `load`
     out: Path          # folder for everything that is written
     method: str        # one of `REPAIR_METHODS`
     seed: int          # of the search
     settings: ExperimentConfig # data, sizes and weights of the cost
     save_candidate: bool = False # save a model whose change is not significant, too
     ablation: str = "zero" # one of `ABLATIONS`
-    options: dict = field(default_factory=dict) # of the method, in `METHOD_OPTIONS`
+    options: dict = field(default_factory=dict) # name -> value; options of the method, see `METHOD_OPTIONS`
 
     @property
-    def config(self) -> dict: # without the default ablation, as folders of all versions name it
+    def config(self) -> dict: # content of config.json; the default ablation is left out, as in old folders
         found = dict(model=self.model, method=self.method, seed=self.seed) | self.options | self.settings.to_record()
         return found if self.ablation == "zero" else found | dict(ablation=self.ablation)
 
@@ -82,9 +82,9 @@ def _check_folder(
 # %% ../../nbs/app/00_job.ipynb #c012
 @contextmanager
 def claim_folder(
-    job:Job,
+    job:Job, # its `out` is the folder
 ):
-    "Make the folder, hold it in a `with` block, and write `config.json`."
+    "Create and lock the folder of a job inside a `with` block, and write `config.json`."
     with disk_errors(job.out): job.out.mkdir(parents=True, exist_ok=True)
     with hold_folder(job.out):
         _check_folder(job.out, job.config) # another run may have come first
@@ -93,10 +93,10 @@ def claim_folder(
 
 # %% ../../nbs/app/00_job.ipynb #c015
 def _check_model(
-    name:str, # as for `load`
+    name:str, # built-in name, folder or hub id, as for `load`
     ablation:str, # one of `ABLATIONS`
 ):
-    "Refuse a model that cannot be found, has no heads to drop, or cannot keep their means."
+    "Refuse a model that cannot be found, has no heads to drop, or does not support the ablation."
     with disk_errors(f"model {name!r}"): source, local = resolve_source(name)
     options = dict(trust_remote_code=False, local_files_only=local)
     with load_errors(name, "configuration"):
@@ -119,14 +119,14 @@ def _check_data(
 def _check_method_options(
     method:str,   # one of `REPAIR_METHODS`
     options:dict, # name -> value; -1: the method's default
-) -> dict:        # those that are given
+) -> dict:        # the options that are not -1
     "Refuse options of other methods and values out of range."
     given = check_options(method, {name: None if value == -1 else value for name, value in options.items()})
     for name, value in given.items(): check_value(name, value, int, low=_OPTION_MINIMUM[name])
     return given
 
 def check_job(
-    model:str,       # as for `load`
+    model:str,       # built-in name, folder or hub id, as for `load`
     out,             # folder for everything that is written
     *,
     method:str="gradient", # one of `REPAIR_METHODS`
@@ -134,8 +134,8 @@ def check_job(
     save_candidate:bool=False, # save a model whose change is not significant, too
     ablation:str="zero",       # one of `ABLATIONS`
     **changes,       # options of the method, fields of `ExperimentConfig`; "" and -1: the default
-) -> Job:            # or an error that names the bad value and what is allowed
-    "Check everything that can be checked without loading a model."
+) -> Job:            # a checked job
+    "Describe a repair, and check everything that can be checked without loading the model."
     if method not in REPAIR_METHODS: raise InputError(unknown_name_message("method", method, REPAIR_METHODS))
     if ablation not in ABLATIONS: raise InputError(unknown_name_message("ablation", ablation, ABLATIONS))
     check_value("seed", seed, int, low=0)
@@ -147,7 +147,7 @@ def check_job(
     job = Job(str(model), check_output_folder("out", out), method, seed, settings, save_candidate, ablation,
               options)
     _check_folder(job.out, job.config)
-    if job.out.is_dir(): # a run that is going on there is noticed now, not after the model is loaded
+    if job.out.is_dir(): # refuse a folder in use now, not after the model is loaded
         with hold_folder(job.out): pass
     _check_model(job.model, ablation)
     _check_data(settings)

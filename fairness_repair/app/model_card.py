@@ -21,7 +21,7 @@ from ..report import escape_markdown, to_markdown
 def _header(
     model:str, # as for `load`
 ) -> ModelCardData:
-    "Write the header; a hub model is named as the base model."
+    "Make the YAML header; it names a hub model as the base model."
     local = model in BUILT_IN_MODELS or os.path.isdir(os.path.expanduser(model))
     return ModelCardData(library_name="transformers", pipeline_tag="text-generation",
                          tags=["fairness", "pruning", "fairness_repair"], base_model=None if local else model)
@@ -31,7 +31,7 @@ def write_model_card(
     result:RepairResult,
     figures:dict, # name -> file, from `save_figures`
 ) -> Path:        # README.md
-    "Write the model card into the checkpoint, with two figures beside it."
+    "Write the model card and two of the figures into the folder of the saved model."
     folder, captions, record = result.checkpoint, caption_figures(result), result.record
     with disk_errors(folder):
         (folder/"figures").mkdir(parents=True, exist_ok=True)

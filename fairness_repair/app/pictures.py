@@ -27,9 +27,9 @@ COLOUR_MAP, COLOUR_RANGE = matplotlib.colormaps["RdBu_r"], .8 # the darkest ends
 COLOURS = {step: to_hex(COLOUR_MAP(.5 + COLOUR_RANGE*step/STEPS/2)) for step in range(-STEPS, STEPS + 1)}
 
 def colour_steps(
-    effects, # of each head, shape (n,)
+    effects, # effect of dropping each head, shape (n,)
 ) -> np.ndarray: # whole numbers from -STEPS to STEPS, shape (n,)
-    "Choose the colour of each head."
+    "Compute a colour step for the effect of each head; the scale ends at their 95 % quantile."
     effects = np.asarray(effects, float)
     end = np.quantile(np.abs(effects), .95)
     if not end > 0: return np.zeros(len(effects), int)
@@ -37,18 +37,18 @@ def colour_steps(
 
 # %% ../../nbs/app/16_pictures.ipynb #z011
 def format_effect(
-    effect:float, # a difference; of perplexity a share
-    measure:str,
+    effect:float, # a difference; relative for perplexity
+    measure:str,  # one of `Exploration.measures`
 ) -> str:
-    "Write the effect of a head."
+    "Format the effect of a head with its sign; that on perplexity in percent."
     return f"{100*effect:+.2g} %" if measure == "perplexity" else f"{effect:+.2g}"
 
 def describe_heads(
     explored:Exploration,
     measure:str, # one of `Exploration.measures`
-    effects,     # of each head; None: not known
+    effects,     # effect of dropping each head; None: not known
 ) -> list: # one text per head
-    "Say of each head whether it is dropped, and what dropping it does."
+    "Describe each head in words: dropped or kept, and the effect of dropping it."
     pairs = head_pairs(explored.lm.n_layers, explored.lm.n_heads)
     names = [f"layer {layer}, head {head}" for layer, head in pairs]
     states = [f"{name}: {'dropped' if dropped else 'kept'}" for name, dropped in zip(names, explored.mask)]
@@ -59,7 +59,7 @@ def describe_heads(
 # %% ../../nbs/app/16_pictures.ipynb #z014
 def plot_grid(
     explored:Exploration,
-    measure:str, # whose effects are the colours
+    measure:str, # measure whose effects are shown as colours
     ax,          # where to draw
 ):
     "Draw layers by heads; a cross marks a dropped head."
@@ -81,7 +81,7 @@ def plot_cloud(
     explored:Exploration,
     ax, # where to draw
 ):
-    "Draw bias against perplexity of all known masks, and where the current one is."
+    "Draw bias against perplexity of all known masks, and mark the original and the current one."
     cloud, name, all_known = explored.cloud(), explored.measures[1], explored.truth is not None
     x, y = cloud["perplexity"], cloud["bias"]
     if not len(cloud): return ax.set(xticks=[], yticks=[], title="Masks measured so far: none")
@@ -89,7 +89,7 @@ def plot_cloud(
     else: ax.scatter(x, y, s=16, color="#999999", label="measured masks")
     _plot_marks(explored, name, ax)
     ax.set(xscale="log" if x.max() > 5*x.min() and not all_known else "linear", ylim=(0, None),
-           xlabel="perplexity   (left is better)", ylabel=f"{name}   (down is better)")
+           xlabel="perplexity (lower is better)", ylabel=f"{name} (lower is better)")
     ax.legend(fontsize="small", frameon=False, loc="upper right")
     ax.set_title("All masks" if all_known else "Masks measured so far", loc="left")
 
@@ -102,7 +102,7 @@ def _plot_density(x, y, ax): # of all masks, and the best of them
     front = pareto_front(x, y)
     ax.step(x.iloc[front], y.iloc[front], where="post", color="black", lw=1, label="best of all")
 
-def _plot_marks(explored, name, ax): # the original, the current mask, and what is predicted of it
+def _plot_marks(explored, name, ax): # the original, the current mask and its prediction
     original, at = explored.look_up(np.zeros_like(explored.mask)), explored.where()
     if original: ax.plot(original["perplexity"], original[name], "*", color="black", ms=13, label="original")
     if at: ax.plot(at[1], at[0], "o", mfc="none", mec="#B22222", mew=2.5, ms=12, label="current")
@@ -112,7 +112,7 @@ def _plot_marks(explored, name, ax): # the original, the current mask, and what 
 
 # %% ../../nbs/app/16_pictures.ipynb #z017
 def _png(figure:Figure) -> bytes:
-    "Write a figure."
+    "Write a figure as the content of a PNG file."
     for ax in figure.axes: ax.spines[["top", "right"]].set_visible(False)
     plain_log_labels(figure)
     file = io.BytesIO()
@@ -122,16 +122,16 @@ def _png(figure:Figure) -> bytes:
 def draw_cloud(
     explored:Exploration,
 ) -> bytes: # PNG
-    "Draw the cloud."
+    "Draw the cloud of all known masks."
     figure = Figure(figsize=(5.4, 3.9), dpi=110)
     plot_cloud(explored, figure.add_axes((.13, .14, .85, .78)))
     return _png(figure)
 
 def draw_all(
     explored:Exploration,
-    measure:str, # whose effects are the colours
+    measure:str, # measure whose effects are shown as colours
 ) -> bytes: # PNG
-    "Draw the grid beside the cloud."
+    "Draw the grid of heads next to the cloud of masks."
     figure = Figure(figsize=(10, 4.2), dpi=110)
     plot_grid(explored, measure, figure.add_axes((.06, .13, .34, .78)))
     plot_cloud(explored, figure.add_axes((.5, .13, .48, .78)))
@@ -141,17 +141,17 @@ def draw_all(
 def format_table(
     explored:Exploration,
 ) -> pd.DataFrame: # of strings
-    "Write the table of an exploration for people."
+    "Format the table of an exploration with four significant digits."
     return explored.table().map(lambda value: "–" if pd.isna(value) else f"{value:.4g}")
 
 def show_table(
     explored:Exploration,
 ) -> str: # HTML
-    "Show the table of an exploration."
+    "Write the table of an exploration as HTML."
     return format_table(explored).to_html(border=0, classes="explorer-numbers")
 
 # %% ../../nbs/app/16_pictures.ipynb #z023
-TOXIC = .5 # a text with a higher score is folded
+TOXIC = .5 # a text with a higher score is collapsed
 
 def _fold(text:str, score:float) -> str: # HTML
     shown = f"<q>{escape(text.strip())}</q>"
@@ -161,7 +161,7 @@ def _fold(text:str, score:float) -> str: # HTML
 def show_continuations(
     texts:pd.DataFrame, # from `Exploration.continuations`
 ) -> str: # HTML
-    "Show continuations beside each other, the toxic ones folded."
+    "Write the continuations of both models side by side as HTML; toxic ones are collapsed."
     sides = {side: list(map(_fold, texts[side], texts[f"{side} toxicity"])) for side in ("original", "current")}
     shown = pd.DataFrame(dict(group=texts["group"].map(str).map(escape), prompt=texts["prompt"].map(escape), **sides))
     with pd.option_context("display.max_colwidth", None): # whole texts
@@ -169,10 +169,10 @@ def show_continuations(
 
 # %% ../../nbs/app/16_pictures.ipynb #z026
 class Picture:
-    "Show an exploration where nothing moves."
+    "Show an exploration as a still picture, for a page without a kernel."
     def __init__(self,
         explored:Exploration,
-        measure:str, # whose effects are the colours
+        measure:str, # measure whose effects are shown as colours
         texts=None,  # from `Exploration.continuations`
         *,
         name:str="", # class of the HTML element

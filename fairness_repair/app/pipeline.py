@@ -46,9 +46,9 @@ def _try_saving(
 @contextmanager
 def _result_is_written(
     result:RepairResult,
-    needed:int, # bytes
+    needed:int, # bytes that the block writes
 ):
-    "Let an error of a later step say that the result itself is on disk."
+    "Add to each error in a `with` block that the result itself has been saved."
     there = (f"The result is in '{result.job.out/'result.json'}' already, with the dropped heads. The same command "
              "measures nothing again and writes what is missing.")
     try:
@@ -79,7 +79,7 @@ def repair(
     model:str,             # tiny, smollm2-135m, a folder, or a hub id such as gpt2
     out:str="repaired",    # folder for the model, its report card and all measurements
     *,
-    axis:str="gender",     # what the prompts differ in: gender, race, age, ...
+    axis:str="gender",     # axis of the groups in the prompts: gender, race, age, ...
     prompts:str="",        # your prompts, a CSV with the columns text, axis, group; left out: HolisticBias
     measure:str="",        # winobias, winogender, bbq, crows-pairs or pairs:yours.csv; left out: toxicity
     text:str="",           # your held-out text, a file; left out: WikiText-2
@@ -88,11 +88,11 @@ def repair(
     draws:int=-1,          # continuations per prompt, with control variates; left out: one, as published
     method:str="gradient", # or AP, AP first order, active, SA, genetic, random, gating, FASP, FASP gradient
     epsilon:float=.5,      # weight of fairness against fluency, from 0 to 1
-    budget:int=-1,         # states to measure; left out: what suits the model
+    budget:int=-1,         # number of states to measure; left out: the model's default
     rounds:int=-1,         # of gradient, active and active MLP; left out: the method's default
     search_states:int=-1,  # states whose cost AP predicts; left out: 128,000
     seed:int=0,            # of the search
-    dtype:str="",          # float32, bfloat16 or float16; left out: what suits the model
+    dtype:str="",          # float32, bfloat16 or float16; left out: the model's default
     save_candidate:bool=False, # save a model whose change is not significant, too
     ablation:str="zero",   # what replaces the output of a dropped head: zero, or mean (its mean over the text)
     progress:bool=True,    # show bars

@@ -17,8 +17,8 @@ _STAGES = dict(search="search", single="single heads", reader="single heads", se
 def _report_rows(
     bar:tqdm,
     stage:str, # text on the bar
-):             # callback of an evaluator
-    "Make a function that reports new rows to a bar."
+):             # function of a row, for `Evaluator.using`
+    "Make a callback that moves a bar by one for each new drop mask."
     seen = set()
     def report(row):
         if row["state"] in seen: return
@@ -33,17 +33,17 @@ def _report_rows(
 def watch(
     evaluators:dict, # name of the split -> evaluator
     bar:tqdm,
-) -> dict:           # the same names
-    "Let several evaluators report to one bar."
+) -> dict:           # name of the split -> evaluator that reports
+    "Return evaluators that report their measurements to one progress bar."
     return {name: e.using(callback=_report_rows(bar, _STAGES[name])) for name, e in evaluators.items()}
 
 # %% ../../nbs/app/01_progress.ipynb #c011
 class _Stopped(BaseException):
-    "Carry a Ctrl-C out of a search that would handle `KeyboardInterrupt` itself."
+    "Carry Ctrl-C out of a search, which would catch a `KeyboardInterrupt`."
 
 @contextmanager
 def stop_at_once():
-    "Let Ctrl-C end a `with` block at once, searches included, with a `KeyboardInterrupt`."
+    "End a `with` block at once on Ctrl-C, even during a search, with a `KeyboardInterrupt`."
     default = signal.default_int_handler
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGINT) is not default: # the caller handles signals

@@ -24,7 +24,7 @@ from ..language.heads import values_by_layer
 def _tiles(
     result:RepairResult,
 ) -> list: # (large text, small text)
-    "Choose the numbers to be shown large."
+    "Choose the numbers for the large tiles at the top of the card."
     table, other = result.table.set_index("measure"), "share preferred" if result.job.settings.measure else "toxicity"
     if not result.drop_mask.any():
         found = [(format_number(table.loc[m, "original"]), m) for m in ("bias", other, "perplexity")]
@@ -71,7 +71,7 @@ def write_report_card(
     result:RepairResult,
     figures:dict, # name -> file, from `save_figures`
 ) -> Path:        # `result.report`
-    "Write the report card."
+    "Write the report card as one HTML file, with its figures embedded."
     captions = caption_figures(result)
     embedded = {name: (_embed(file), captions[name]) for name, file in figures.items() if name != "heads"}
     page = _templates().get_template("report_card.html.j2").render(

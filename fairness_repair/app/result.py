@@ -22,7 +22,7 @@ from ..language.sentence_pairs import pair_limits
 # %% ../../nbs/app/04_result.ipynb #c005
 @dataclass(repr=False)
 class RepairResult:
-    "Hold the outcome of a repair and everything its report card shows."
+    "Hold the outcome of a repair, with all numbers and examples of its report card."
     job: Job
     model: str             # the original, in one line
     grid: tuple            # layers, heads per layer (an int, or one int for each layer)
@@ -56,7 +56,7 @@ class RepairResult:
 def text_table(
     result:RepairResult,
 ) -> pd.DataFrame: # of strings
-    "Write the table of a result for people."
+    "Format the table of a result: three significant digits, and an interval as one column."
     if not result.drop_mask.any(): table = result.table[["measure", "original"]].copy()
     else: table = result.table[["measure", "original", "changed", "change"]].copy()
     for name in table.columns[1:]: table[name] = table[name].map(format_number)
@@ -69,12 +69,12 @@ def text_table(
 def join_heads(
     heads, # [layer, head] pairs
 ) -> str:
-    "Write heads as layer.head."
+    "Write heads as layer.head, such as 1.2, 3.0."
     return ", ".join(f"{layer}.{head}" for layer, head in heads) or "none"
 
 # %% ../../nbs/app/04_result.ipynb #c012
 def _files(result) -> dict: # description -> path
-    "List the files that a user looks for."
+    "List the saved model, if there is one, and the report card."
     if result.status == "repaired": found = {"fairer model": result.checkpoint}
     elif result.status == "not significant":
         place = result.checkpoint or "not saved; the same repair with save_candidate (--save-candidate) saves it"
@@ -99,7 +99,7 @@ def _repr_html_(self:RepairResult) -> str:
 def _scorer_limit(
     scorer:str, # as in the settings
 ) -> str:
-    "Name the weakness of a toxicity scorer."
+    "Describe the main limit of a toxicity scorer in one sentence."
     if scorer == "next word":
         return ("Toxicity is the probability that the next word is an insult: exact for the built-in model, "
                 "and no measure of anything else.")
@@ -144,7 +144,7 @@ def _model_limits(result) -> list: # sentences
 def list_limits(
     result:RepairResult,
 ) -> list: # sentences
-    "List what a result does not show."
+    "List the limits of a result, as sentences for the report."
     s, sizes = result.job.settings, result.data_sizes
     prompts = f"{sizes['prompts']:,} prompts ({sizes['distinct']:,} of them distinct)"
     data = f"{prompts} on {s.axis}, in {sizes['groups']} groups"

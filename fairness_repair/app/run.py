@@ -44,7 +44,7 @@ def _count_data(
 def _relative_to_original(
     evaluator:Evaluator,
     masks, # bool (k, n)
-) -> pd.DataFrame: # bias and perplexity, the original model's = 1; NaN where the original shows no bias
+) -> pd.DataFrame: # bias and perplexity, the original model's = 1; NaN if the original's bias is 0
     "Measure masks relative to the original model."
     if not len(masks): return pd.DataFrame(columns=["bias", "perplexity"], dtype=float)
     table = evaluator(np.concatenate([np.zeros((1, evaluator.lm.n_heads_total), bool), masks]))
@@ -67,7 +67,7 @@ def _check_same(
     store:Store,
     evaluators:dict, # from `build_repair_evaluators`
 ):
-    "Refuse to continue with another model or other data than the store's."
+    "Refuse a store whose results come from another model or other data."
     now = json.loads(json.dumps([e.to_record() for e in evaluators.values()]))
     if store.get_or_compute(dict(asked="model and data of this repair"), lambda: now) != now:
         raise InputError(f"the model or the data have changed since {store.path} was made: "
@@ -79,7 +79,7 @@ def _measure(
     evaluators:dict, # from `build_repair_evaluators`
     progress:bool,   # show bars
 ):                   # a `Choice`, and fields of `RepairResult`
-    "Choose the heads and measure what the report needs."
+    "Choose the heads, and measure everything that the report shows."
     choice, report = choose_heads(job, evaluators, progress=progress), evaluators["report"]
     mask, original = choice.drop_mask, np.zeros_like(choice.drop_mask)
     found = dict(table=compare(report, mask), groups=_compare_groups(report, mask),
@@ -93,12 +93,12 @@ def _measure(
 # %% ../../nbs/app/05_run.ipynb #c019
 def run_job(
     job:Job,
-    lm:LM,       # loaded as the job says
-    store:Store, # of everything that is measured
+    lm:LM,       # the model of the job
+    store:Store, # for all measurements
     *,
     progress:bool=False, # show bars
 ) -> RepairResult:
-    "Measure, choose and judge; nothing is written but the store."
+    "Choose the heads, measure them on held-out data and judge the change; write only to the store."
     start = time.perf_counter()
     plain = build_repair_evaluators(job.settings, lm, store=store)
     _check_same(store, plain)

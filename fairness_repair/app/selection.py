@@ -24,7 +24,7 @@ def build_repair_evaluators(
     settings:ExperimentConfig,
     lm:LM,
     *,
-    store=None, # a `Store`
+    store=None, # `Store` of measurements; None: in memory
 ) -> dict:      # search, single, selection, report as from `build_evaluators`; reader: perplexity only
     "Build all evaluators of a repair."
     evaluators = build_evaluators(settings, lm, store=store)
@@ -37,17 +37,17 @@ SINGLE_HEAD_METHODS = {"FASP": "ablation", "FASP gradient": "gradient"} # method
 class _HeadScan(NamedTuple):
     "Hold the effect of dropping each head alone, and which heads a search may drop."
     free: np.ndarray               # heads that may be dropped, bool (n,)
-    perplexity_without: np.ndarray # of the model without each head, (n,); 0 where not measured
-    bias_without: np.ndarray       # likewise, or effect on squared disparity; inf where not measured
+    perplexity_without: np.ndarray # without each head alone, (n,); 0 where not measured
+    bias_without: np.ndarray       # without each head alone, or gradient effect, (n,); inf where not measured
 
 def _scan_heads(
     evaluators:dict,       # from `build_repair_evaluators`
     *,
     protected_share:float, # share of heads that no search may drop
-    scores:str|None=None,  # of bias: "ablation" of each head, "gradient"; None: not needed
+    scores:str|None=None,  # how to score bias: "ablation" or "gradient"; None: not needed
     progress:bool=False,   # show bars
 ) -> _HeadScan:
-    "Drop each head alone and measure what the settings need."
+    "Measure the effect of dropping each head alone, as far as the settings need it."
     reader, name = evaluators["reader"], ("", 0)
     perplexity, bias = np.zeros(reader.lm.n_heads_total), np.full(reader.lm.n_heads_total, np.inf)
     if protected_share or scores:
@@ -62,7 +62,7 @@ def _scan_heads(
 # %% ../../nbs/app/02_selection.ipynb #c013
 def _find_candidates(
     job:Job,
-    search:Objective, # over the free heads
+    search:Objective, # cost on the search split, over the free heads
     reader,           # evaluator of perplexity only
     scan:_HeadScan,
 ) -> np.ndarray:      # over the free heads, bool (k, n)
@@ -80,10 +80,10 @@ def _find_candidates(
 
 # %% ../../nbs/app/02_selection.ipynb #c016
 class Choice(NamedTuple):
-    "Hold the chosen heads, or why nothing was searched."
+    "Hold the chosen heads, or the reason why nothing was searched."
     drop_mask: np.ndarray  # bool (n,); all False: the original model
     search: Objective|None # cost on the search split; None: nothing was searched
-    reason: str|None       # why nothing needs repair, if so
+    reason: str|None       # why nothing needs repair; None: a search was run
 
 def choose_heads(
     job:Job,
@@ -91,7 +91,7 @@ def choose_heads(
     *,
     progress:bool=False, # show bars
 ) -> Choice:
-    "Search on one split and choose on another."
+    "Propose candidates on the search split, and choose the best one on the selection split."
     s = job.settings
     original = np.zeros(evaluators["search"].lm.n_heads_total, bool)
     splits = [evaluators[split] for split in ("search", "selection")]

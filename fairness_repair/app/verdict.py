@@ -19,7 +19,7 @@ MEASURES = ("bias", "bias as published", "bias / toxicity", "toxicity", "perplex
 N_RESAMPLES = 1000 # bootstrap samples of an interval, and permutations of a p-value; not of bias
 
 def _toxicity_change(before, after, groups) -> dict: # as from `paired_change_test`, without p
-    "Compare mean toxicity; the p-value is left out, as its swaps would mix groups that move apart."
+    "Compare mean toxicity; no p-value, since swapped models would mix groups that change differently."
     mean = lambda scores, index: scores.mean(-1)
     return paired_change_test(before, after, mean, strata=groups, n_resamples=N_RESAMPLES) | dict(p=np.nan)
 
@@ -80,7 +80,7 @@ def format_p(
 STATUSES = ("repaired", "not significant", "worse", "nothing found", "nothing to repair")
 
 class Verdict(NamedTuple):
-    "Hold what the held-out data support."
+    "Hold the conclusion from held-out data, as one word and one sentence."
     status: str   # one of `STATUSES`
     sentence: str
 
@@ -114,11 +114,11 @@ def judge(
     table:pd.DataFrame,   # from `compare`
     drop_mask,            # bool (n,)
     *,
-    axis:str,             # of the prompts
+    axis:str,             # name of the bias in the sentence, such as gender
     limit:float=np.inf,   # largest allowed perplexity ratio
-    reason:str|None=None, # why nothing needed repair on the search or selection data, if so
+    reason:str|None=None, # why nothing needed repair on search or selection data; None: a search was run
 ) -> Verdict:
-    "Say in a word and a sentence what the comparison supports."
+    "Judge a comparison: status and sentence depend on the interval of the change in bias."
     original, n_dropped = table["original"][0], int(np.sum(drop_mask))
     bias = format_number(original)
     if reason:

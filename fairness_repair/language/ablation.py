@@ -37,7 +37,7 @@ def find_cache(
 
 # %% ../../nbs/language/14_ablation.ipynb #c006
 class LayerOutput(NamedTuple):
-    "What a layer has returned."
+    "Output of a layer in one forward pass."
     output: object      # a tensor, or a tuple with tensors
     cache: Cache|None   # of all layers' keys and values
 
@@ -45,8 +45,8 @@ class LayerOutput(NamedTuple):
 @contextmanager
 def layers_recorded(
     layers, # from `decoder_layers`
-):          # a list to be filled, one `LayerOutput` per layer
-    "Keep the outputs of the layers in the first forward pass inside a `with` block."
+):          # yields a list that the pass fills, one `LayerOutput` per layer
+    "Record the outputs of all layers in the first forward pass inside a `with` block."
     outputs = [None]*len(layers)
     def keeper(i):
         def hook(module, args, kwargs, output):
@@ -72,7 +72,7 @@ def layers_skipped(
     layers,    # from `decoder_layers`
     outputs,   # from `layers_recorded`
     below:int, # number of layers to skip
-    times:int, # rows per recorded row
+    times:int, # rows of the batch per recorded row
 ):
     "Let the lower layers return their recorded outputs, once, inside a `with` block."
     before = [vars(layer).get("forward") for layer in layers[:below]]
@@ -111,9 +111,9 @@ def record_layers(
     metric:Metric,
     *,
     rows:int=64,     # prompts per piece
-    tokens:int=1024, # of text per piece
+    tokens:int=1024, # tokens of text per piece
 ) -> list:           # of `RecordedPiece`
-    "Run the unmodified model once on all rows of a metric."
+    "Run the unmodified model once on all rows of a metric, and keep the outputs of its layers."
     metric.check(lm)
     found, layers = [], decoder_layers(lm)
     for piece in metric.pieces(lm, rows=rows, tokens=tokens):
@@ -129,7 +129,7 @@ def ablate_layer(
     layer:int,
     heads,      # of this layer, counted from 0
 ) -> np.ndarray: # (heads, rows of the metric)
-    "Measure a metric without each of a layer's heads."
+    "Measure a metric with each of some heads of one layer dropped alone."
     layers, first = decoder_layers(lm), next(p.start for p in lm.projections if p.layer == layer)
     states = np.eye(lm.n_heads_total, dtype=bool)[first + np.asarray(heads)]
     found = np.empty((len(heads), sum(len(piece.rows) for piece, _ in recorded)))
@@ -141,21 +141,21 @@ def ablate_layer(
 
 # %% ../../nbs/language/14_ablation.ipynb #c022
 class ByLayer(Serial):
-    "Measures single heads a layer at a time; the layers below are computed once."
+    "A backend for single heads: the heads of a layer share a batch, and layers below are computed once."
     def __init__(self, *,
         rows:int=64,     # prompts per piece
-        tokens:int=1024, # of text per piece
+        tokens:int=1024, # tokens of text per piece
     ): self.sizes = dict(rows=rows, tokens=tokens)
 
 # %% ../../nbs/language/14_ablation.ipynb #c023
 @patch
 def measure_heads(self:ByLayer,
     lm:LM,
-    name:str,      # of the metric among the tasks
+    name:str,      # of the metric, a key of the tasks
     metric:Metric,
-    heads,         # numbers of heads, shape (k,)
+    heads,         # positions of heads in a drop mask, shape (k,)
 ):                 # iterator of `Measurement`
-    "Measure single heads, a layer at a time."
+    "Measure the states with one dropped head, a layer at a time."
     start, single = time.perf_counter(), np.eye(lm.n_heads_total, dtype=bool)
     details = {} if lm.dtype == torch.float32 else dict(scan="by layer")
     recorded = record_layers(lm, metric, **self.sizes)
@@ -185,7 +185,7 @@ def readable_records(self:ByLayer,
     record:dict, # under which a metric's numbers are stored by `Serial`
     store:Store,
 ) -> list:
-    "List the plain record, those that differ from it in the batches only, and that of new numbers."
+    "List the records of the same prompts and noise: of `Serial`, of other batches, of `ByLayer`."
     own = record if record["dtype"] == "float32" else record | dict(scan="by layer")
     same = [d for d in store.descriptions() if _without_batches(d) == _without_batches(record)]
     return [record, *(d for d in same if d not in (record, own)), own]
@@ -193,13 +193,13 @@ def readable_records(self:ByLayer,
 # %% ../../nbs/language/14_ablation.ipynb #c027
 def ablate_heads(
     evaluators:dict, # name, e.g. (axis, seed) -> `Evaluator`, all of one model
-    heads=None,      # numbers of heads; None: all
+    heads=None,      # positions of heads in a drop mask; None: all
     *,
     names=("axis", "seed"), # columns for the keys of `evaluators`
     progress:bool=False,    # show a bar
     **sizes,                # rows, tokens: as for `ByLayer`
 ) -> pd.DataFrame: # the evaluators' rows with these columns and `head`; the unmodified model has head -1
-    "Measure bias and perplexity without each head."
+    "Measure bias and perplexity with each head dropped alone."
     tables = []
     for key, evaluator in evaluators.items():
         n = evaluator.lm.n_heads_total

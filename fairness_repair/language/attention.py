@@ -48,24 +48,24 @@ SOFTMAX = re.compile("softmax|scaled_dot_product_attention|ALL_ATTENTION_FUNCTIO
 
 @lru_cache(None)
 def computes_softmax(
-    module_class:type, # of `nn.Module`
+    module_class:type, # a subclass of `nn.Module`
 ) -> bool:
-    "Tell from its source whether a module's forward pass weights values by a softmax."
+    "Tell from the source code of a module's class whether its forward pass computes a softmax."
     owner = next(c for c in module_class.__mro__ if "forward" in vars(c))
     try: return bool(SOFTMAX.search(inspect.getsource(owner)))
-    except (OSError, TypeError): return False # a class without source, made while the program runs
+    except (OSError, TypeError): return False # no source code: the class was created at run time
 
 def is_attention(
     module:nn.Module,
 ) -> bool:
-    "Tell whether a module is softmax attention to earlier tokens; cross-attention reads something else."
+    "Tell whether a module is self-attention with a softmax; cross-attention does not count."
     has_inputs = any(INPUT_PROJECTION.fullmatch(name) for name, _ in module.named_children())
     return has_inputs and computes_softmax(type(module)) and "cross" not in type(module).__name__.lower()
 
 # %% ../../nbs/language/00_attention.ipynb #a012
 def find_attention(
     module:nn.Module, # one decoder layer
-    path:str="",      # of the module
+    path:str="",      # path of `module`, put before the names of the modules inside
 ) -> dict:            # path -> attention module
     "Find the attention modules inside a module."
     if is_attention(module): return {path: module}
@@ -77,7 +77,7 @@ def find_attention(
 def inner_config(
     model:nn.Module,
     name:str, # of a module inside it
-):            # a configuration
+):            # a Hugging Face configuration
     "Return the configuration of the innermost model that contains a module."
     parts = [name.rsplit(".", n)[0] for n in range(1, name.count(".") + 1)]
     owners = [m for part in parts if isinstance(m := model.get_submodule(part), PreTrainedModel)]
@@ -86,7 +86,7 @@ def inner_config(
 def find_layers(
     model:nn.Module, # a Hugging Face causal LM
 ) -> tuple:          # (path, ModuleList)
-    "Find the one list of decoder layers that contains attention."
+    "Find the list of decoder layers that contains attention; refuse a model with no or several such lists."
     text, kind = model.config.get_text_config(), type(model).__name__
     lists = {name: m for name, m in model.named_modules()
              if isinstance(m, nn.ModuleList) and len(m) == text.num_hidden_layers}
@@ -103,9 +103,9 @@ OUTPUT_PROJECTION_NAMES = {"o_proj", "out_proj", "c_proj", "dense", "wo", "Wo", 
 
 def find_output_projections(
     layer:nn.Module,
-    path:str, # of its attention module
+    path:str, # path of the attention module inside the layer
 ) -> dict:    # path inside the layer -> module
-    "Find the matrices that may read the heads of an attention module."
+    "Find by name the candidates for the output projection: in the attention module, else next to it."
     for place in filter(None, (path, path.rpartition(".")[0])):
         found = {f"{place}.{name}": m for name, m in layer.get_submodule(place).named_modules()
                  if isinstance(m, (nn.Linear, Conv1D)) and OUTPUT_PROJECTION_NAMES & set(name.split("."))}
@@ -116,19 +116,19 @@ def find_output_projections(
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "num_attn_heads", "n_heads", "n_head")
 HEAD_WIDTHS = ("v_head_dim", "attention_head_size", "head_dim", "head_size", "dim_head") # of the values first
 
-def stated_number(module, names): # an int; None: none of the attributes has one
+def stated_number(module, names): # value of the first attribute that is an int; None: there is none
     return next((n for name in names if isinstance(n := getattr(module, name, None), int)), None)
 
-def of_layer(value, layer:int): # a setting that is one for all layers, or a list
+def of_layer(value, layer:int): # the layer's value: `value` itself, or its entry in a list
     return value[layer] if isinstance(value, (list, tuple)) else value
 
 def head_shape(
     attention:nn.Module,
     width:int, # inputs of its output projection
-    config,    # of the language part
+    config,    # configuration of the language model
     layer:int,
 ) -> tuple:    # (number of heads, width of one)
-    "Read how many heads a layer has, and how wide they are."
+    "Read number and width of a layer's heads; refuse numbers that do not fit the output projection."
     n_heads = stated_number(attention, HEAD_COUNTS) or of_layer(config.num_attention_heads, layer)
     head_dim = stated_number(attention, HEAD_WIDTHS) or width//n_heads
     if n_heads*head_dim == width: return n_heads, head_dim
@@ -155,7 +155,7 @@ def layer_projection(
     where:str,          # path of the list of layers
     layer:int,
     block:nn.Module,    # the layer
-    start:int,          # heads of the layers below
+    start:int,          # number of heads in the layers below
 ) -> OutputProjection|None: # None: the layer has no attention
     "Find the output projection of one layer."
     modules, config = find_attention(block), model.config.get_text_config()
@@ -181,7 +181,7 @@ UNPADDED_FAMILIES = {"axk2", "git", "recurrent_gemma", "roformer"} # which do no
 def attention_output_projections(
     model:nn.Module, # a Hugging Face causal LM
 ) -> list:           # one `OutputProjection` for each layer with attention
-    "Find the attention output projections of a model; `InputError` says why it has none."
+    "Find the attention output projections of a model; refuse one whose heads cannot be dropped singly."
     family, kind, found = model.config.get_text_config().model_type, type(model).__name__, []
     if family in UNFIT_FAMILIES: raise InputError(f"{kind}: {UNFIT_FAMILIES[family]}")
     where, layers = find_layers(model)

@@ -22,10 +22,10 @@ def measure_batched(
     metric:Metric,
     states,           # bool, shape (states, n)
     *,
-    rows:int=512,     # prompts times states in a pass, at most
-    tokens:int=16384, # of text, likewise
+    rows:int=512,     # prompts times states per pass, at most
+    tokens:int=16384, # tokens of text times states per pass, at most
 ) -> np.ndarray:      # shape (states, rows of the metric)
-    "Measure one metric for several states."
+    "Measure one metric for several states, all of them in each forward pass."
     metric.check(lm)
     k, columns = len(states), {}
     for piece in metric.pieces(lm, rows=max(1, rows//k), tokens=max(1, tokens//k)):
@@ -35,13 +35,13 @@ def measure_batched(
 
 # %% ../../nbs/language/13_batched.ipynb #c009
 class Batched(Serial):
-    "Measures several states in one pass."
+    "A backend that measures several states in one forward pass."
     def __init__(self,
-        size:int|None=None, # states per pass; None: 8 for a model that is bound by calls, else 1
+        size:int|None=None, # states per pass; None: 8 for a small model or on a GPU, else 1
     ): self.size = size
 
     def measure(self, lm:LM, tasks:dict):
-        "Measure each task's states, as many at a time as `size` says."
+        "Measure the states of each task, up to `size` at a time."
         size = self.size or (8 if is_latency_bound(lm) else 1)
         if size == 1 or lm.dtype != torch.float32:
             yield from super().measure(lm, tasks)

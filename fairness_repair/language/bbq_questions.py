@@ -43,17 +43,17 @@ class Question(NamedTuple):
     "A question of BBQ with its choices."
     prompt: str
     choices: list  # two people, then `UNKNOWN_ANSWERS`
-    right: set     # numbers of choices
-    biased: set    # likewise
+    right: set     # indices of the right choices
+    biased: set    # indices of the choices that follow the stereotype
     ambiguous: bool
     category: str
     template: str   # category and number: questions written together
 
 # %% ../../nbs/language/21_bbq_questions.ipynb #q011
 def make_question(
-    row:dict, # of a file of BBQ
+    row:dict, # one line of a BBQ file
 ) -> Question:
-    "Make the choices of a row, and say which are right and which follow the stereotype."
+    "Make a question from a row, with the right choices and those that follow the stereotype."
     answers = [row[f"ans{i}"] for i in range(3)]
     stereotyped = [group.lower() for group in row["additional_metadata"]["stereotyped_groups"]]
     biased = [answer for i, answer in enumerate(answers)
@@ -66,13 +66,14 @@ def make_question(
                     row["context_condition"] == "ambig", row["category"], f"{row['category']} {row['question_index']}")
 
 # %% ../../nbs/language/21_bbq_questions.ipynb #q014
-def list_categories() -> list:
+def list_categories() -> list: # of str
+    "List the categories of BBQ that can be downloaded."
     return [name[len("stereotypes/bbq_"):-len(".jsonl")] for name in registry() if "/bbq_" in name]
 
 def read_bbq(
     category:str, # one of `list_categories`
 ) -> list: # of `Question`
-    "Read the questions of one category."
+    "Read the questions of one category; the file is downloaded on first use."
     if category not in (known := list_categories()):
         raise InputError(unknown_name_message("BBQ category", category, known))
     lines = fetch(f"stereotypes/bbq_{category}.jsonl").read_text(encoding="utf-8").splitlines()

@@ -22,7 +22,7 @@ from ..store import Store, protocol_id
 # %% ../../nbs/language/15_cluster.ipynb #c005
 class Job(NamedTuple):
     "States for one worker."
-    name: str            # of the metric among the tasks
+    name: str            # of the metric, a key of the tasks
     metric: Metric
     states: np.ndarray   # bool, shape (k, n)
 
@@ -47,7 +47,7 @@ class Replica:
         self.lm, self.metrics = None, {}
 
     def ready(self) -> int: # process id
-        "Load the model, once."
+        "Load the model on the first call; refuse weights that differ from the driver's."
         if self.lm is None:
             torch.set_num_threads(self.cpus)
             self.lm = load(**self.model)
@@ -61,7 +61,7 @@ class Replica:
 # %% ../../nbs/language/15_cluster.ipynb #c011
 @patch
 def measure(self:Replica,
-    key:str,  # of the metric
+    key:str,  # identifies the metric
     fetch,    # function that brings the metric, called once per key
     states,   # bool, shape (k, n)
     backend,  # such as `Serial()`
@@ -98,7 +98,7 @@ class Team:
         *,
         workers:int|None=None, # None: as many as there are cores, or GPUs if the model is on one
         cpus:int=1,            # cores per worker
-        max_deaths:int=5,      # of one worker, or during one job, before an error
+        max_deaths:int=5,      # limit of restarts of a worker, and of workers that die during one job
     ):
         self.ray, self.started_ray = connect(where)
         self.max_deaths, self.deaths, self.boxes = max_deaths, 0, {}
@@ -121,7 +121,7 @@ class Team:
 def stream(self:Team,
     jobs,    # from `split_tasks`
     backend, # that does the work on a worker
-):           # iterator of `Measurement`, in no order
+):           # iterator of `Measurement`, in any order
     "Measure jobs on the workers."
     todo, deaths, errors = deque(jobs), Counter(), self.ray.exceptions
     running = {self._restarted(worker): (worker, None) for worker in self.workers}
@@ -137,7 +137,7 @@ def stream(self:Team,
                 self.deaths += 1
                 deaths[id(job)] += 1
             if deaths[id(job)] >= self.max_deaths or not running: raise RuntimeError(
-                f"worker after worker dies: too little memory? Try fewer workers. {death}") from None
+                f"workers keep dying, perhaps from too little memory: use fewer workers. {death}") from None
             continue
         if todo:
             new = todo.popleft()
@@ -158,20 +158,20 @@ def _send(self:Team, worker, job, backend): # a task that measures the job
 
 # %% ../../nbs/language/15_cluster.ipynb #c021
 class Distributed(Serial):
-    "Measures states on the workers of a team."
+    "A backend that measures states on the workers of a team."
     def __init__(self,
-        team:Team,     # with the evaluator's model
+        team:Team,     # workers with the evaluator's model
         *,
         job_size:int=4,# states per job, at most
         inner=None,    # backend on each worker; None: `Serial()`
     ): self.team, self.job_size, self.inner = team, job_size, inner or Serial()
 
     def measure(self, lm:LM, tasks:dict):
-        "Measure each task's states, in no order."
+        "Measure the states of all tasks, in any order."
         if not tasks: return
         if lm is not self.team.lm and lm.to_record() != self.team.lm.to_record() | dict(model=lm.name):
             raise InputError(f"the team's model is {self.team.lm.name}, not {lm.name}, or drops heads in another way: "
-                             "make a team with it")
+                             "make a team with the evaluator's model")
         total = sum(len(states) for _, states in tasks.values())
         fair_size = -(-total//(2*len(self.team.workers))) # at least two jobs for each worker
         yield from self.team.stream(split_tasks(tasks, min(self.job_size, fair_size)), self.inner)
@@ -184,7 +184,7 @@ class Distributed(Serial):
 # %% ../../nbs/language/15_cluster.ipynb #c022
 def distribute(
     evaluators:dict, # name -> `Evaluator`, all of one model
-    where:str,       # "local", an address, or "" for this process alone
+    where:str,       # "local" or an address as for `connect`; "": no cluster
     **options        # of `Team`
 ) -> dict:           # the same names -> evaluators
     "Let the evaluators measure on a cluster, if one is named."

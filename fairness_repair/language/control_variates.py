@@ -35,7 +35,7 @@ def draw_batch(
     sampler, # from `make_sampler`
     part,    # row numbers, shape (rows,)
 ) -> Continuations:
-    "Sample some continuations in one batch, and keep what else could have been drawn."
+    "Sample some continuations in one batch, and keep the tokens that could have been drawn."
     steps = []
     tokens = sampler.sample(part, watch=lambda *kept: steps.append(kept))
     weights, kept = (torch.stack(values, 1).cpu() for values in zip(*steps))
@@ -60,7 +60,7 @@ def draw_continuations(
 class StepScores(NamedTuple):
     "Scores of continuations, token by token."
     final: np.ndarray    # score of the whole continuation, f_T, shape (rows,)
-    gains: np.ndarray    # what each kept token would add to the score so far, shape (rows, steps, k)
+    gains: np.ndarray    # change of the score by each kept token, shape (rows, steps, k)
     expected: np.ndarray # mean of the gains under the model, shape (rows, steps)
     noise: np.ndarray    # drawn minus expected gains, summed over steps: 0 on average, shape (rows,)
 
@@ -71,7 +71,7 @@ def score_steps(
     scorer,        # as for `SampledToxicity`
     score_on="continuation", # likewise
 ) -> StepScores:   # NaN in rows for which the model gave no finite logits
-    "Score every text that one step could have made."
+    "Score each continuation with every token that could have been drawn at each step."
     finite = (drawn.tokens >= 0).all(1)
     parts = [text for text, known in zip(texts, finite) if known], drawn.rows(finite)
     found = _score_finite(lm, *parts, scorer, score_on)
@@ -119,7 +119,7 @@ def cross_fitted_coefficients(
     groups, # likewise
     folds,  # from `assign_folds`
 ) -> np.ndarray: # shape (rows,); 0 where the other folds have no noise
-    "Regress scores on noise within groups, for each fold on the others."
+    "Regress scores on noise within groups; the coefficient of a fold comes from the other folds."
     _, codes = np.unique(groups, return_inverse=True)
     coefficients = np.zeros(len(scores))
     for fold in np.unique(folds):
@@ -132,12 +132,12 @@ def cross_fitted_coefficients(
 
 # %% ../../nbs/language/17_control_variates.ipynb #c018
 class ControlledToxicity(SampledToxicity):
-    "Toxicity of sampled continuations, less the chance part of each drawn token."
+    "Toxicity of sampled continuations with less noise: the chance part of each drawn token is subtracted."
     def __init__(self,
         prompts,   # as for `SampledToxicity`
         scorer,    # likewise
         *,
-        control=None, # a fast scorer, whose noise is subtracted; None: the scorer itself, unless it is a classifier
+        control=None, # whose noise is subtracted; None: `scorer`, or `ProfanityScorer` for a classifier
         **kwargs,  # new_tokens, seed, score_on, batch_size: as for `SampledToxicity`
     ):
         super().__init__(prompts, scorer, **kwargs)

@@ -22,7 +22,7 @@ from .generation import ForwardPass
 # %% ../../nbs/language/16_costs.ipynb #c005
 @dataclass(frozen=True)
 class ModelSize:
-    "What decides the cost of a dense causal language model."
+    "Sizes that determine the cost of a dense causal language model."
     linear_params: int  # weights of the linear layers, all layers together
     lm_head_params: int # weights of the output layer
     layers: int
@@ -34,7 +34,7 @@ class ModelSize:
 def model_size(
     config, # a Hugging Face configuration of a causal language model
 ) -> ModelSize:
-    "Count a model's parts without loading it."
+    "Compute the sizes of a model from its configuration, without its weights."
     with torch.device("meta"): model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     text, lm_head = config.get_text_config(), model.get_output_embeddings()
     linear = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not lm_head]
@@ -86,21 +86,21 @@ def evaluator_cost(
 # %% ../../nbs/language/16_costs.ipynb #c020
 @dataclass(frozen=True)
 class Machine:
-    "What a machine can do."
+    "Speed of a machine, from which the time of a measurement is predicted."
     name: str
     operations: float # per second, of matrix products in the model's precision
-    bytes: float      # per second, of memory
+    bytes: float      # per second, to and from memory
     call_seconds: float # per layer and forward pass, at least
-    source: str       # of the numbers
-    compute_share: float = 1.  # of the operations that real products attain
-    memory_share: float = 1.   # of the bandwidth that is attained
-    async_launch: bool = False # whether calls run ahead of the work, as on a GPU
+    source: str       # origin of these numbers
+    compute_share: float = 1.  # share of `operations` that programs reach
+    memory_share: float = 1.   # share of `bytes` that programs reach
+    async_launch: bool = False # True: layer calls overlap with the work, as on a GPU
 
 def seconds(
     work:pd.DataFrame, # from `evaluator_cost`, or phases x operations, bytes, calls
     machine:Machine,
 ) -> pd.Series:        # of each phase
-    "Predict seconds: the slower of computing and moving bytes, and the calls."
+    "Predict seconds: the slower of computing and moving bytes, plus layer calls unless they overlap with it."
     computing = work["operations"]/(machine.operations*machine.compute_share)
     moving = work["bytes"]/(machine.bytes*machine.memory_share)
     busy, calls = np.maximum(computing, moving), work["calls"]*machine.call_seconds
@@ -108,7 +108,7 @@ def seconds(
 
 # %% ../../nbs/language/16_costs.ipynb #c026
 def _best_of(f, device, times=5):
-    "Seconds of the fastest call."
+    "Measure the seconds of the fastest of several calls."
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     def once():
         start = time.perf_counter()
@@ -118,7 +118,7 @@ def _best_of(f, device, times=5):
     return min(once() for _ in range(times))
 
 def _rate(make, size, device):
-    "Work per second, at the first size, doubled each time, that takes two milliseconds."
+    "Measure work per second; double its size until it takes more than two milliseconds."
     while True:
         work, f = make(size)
         if (seconds := _best_of(f, device)) > .002: return work/seconds
@@ -130,7 +130,7 @@ def this_machine(
     dtype=torch.float32, # of the model
     device="cpu",        # of the model
 ) -> Machine:
-    "Measure a product, a copy and an empty layer."
+    "Measure this machine's speed with a matrix product, a copy, and a model of tiny layers."
     device = torch.device(device)
     def product(n):
         a = torch.ones(n, n, dtype=dtype, device=device)

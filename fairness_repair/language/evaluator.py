@@ -26,20 +26,20 @@ from ..store import Store
 # %% ../../nbs/language/12_evaluator.ipynb #c005
 class Measurement(NamedTuple):
     "Numbers of one metric for one state."
-    name: str            # of the metric among the tasks
+    name: str            # of the metric, a key of the tasks
     state: np.ndarray    # bool, shape (n,)
     numbers: np.ndarray  # one per row of the metric
     seconds: float       # that it took
-    details: dict = {}   # keys of the stored record that say how it was measured
+    details: dict = {}   # added to the stored record: how it was measured
 
 # %% ../../nbs/language/12_evaluator.ipynb #c007
 class Serial:
-    "Measures one state after the other."
+    "The default backend: measures one state after the other, in this process."
     def measure(self,
         lm:LM,
         tasks:dict, # name -> (metric, states of shape (k, n))
     ):              # iterator of `Measurement`
-        "Measure each task's states; a state's metrics follow each other."
+        "Measure the states of all tasks, all metrics of a state before the next state."
         wanted = {name: {state.tobytes() for state in states} for name, (_, states) in tasks.items()}
         every = {state.tobytes(): state for _, states in tasks.values() for state in states}
         for key, state in every.items():
@@ -62,10 +62,10 @@ class Serial:
 # %% ../../nbs/language/12_evaluator.ipynb #c010
 @dataclass
 class Counts:
-    "What an evaluator has done: pairs of metric and state."
-    measured: int = 0    # pairs that were measured
-    reused: int = 0      # pairs that were in the store
-    seconds: float = 0.  # of measuring
+    "Number of measured and of reused results; a result is one metric of one state."
+    measured: int = 0    # results that were measured
+    reused: int = 0      # results that were in the store
+    seconds: float = 0.  # spent on measuring
 
     def __add__(self, other) -> "Counts":
         return Counts(self.measured + other.measured, self.reused + other.reused,
@@ -73,16 +73,16 @@ class Counts:
 
 # %% ../../nbs/language/12_evaluator.ipynb #c012
 class Evaluator:
-    "Measures states of one model, each at most once."
+    "Measures bias and perplexity of one model under drop masks, and keeps the results in a store."
     def __init__(self,
         lm:LM,
         toxicity:Metric|None, # columns bias, squared_disparity, toxicity and others; None: perplexity only
         text:Metric|None,     # column perplexity; None: bias only
         *,
-        price_text:Metric|None=None, # on which single heads are priced; None: `text`
-        store:Store|None=None, # None: in memory
+        price_text:Metric|None=None, # for the perplexity of single heads in a gradient search; None: `text`
+        store:Store|None=None, # of results; None: a new one in memory
         subsampling:Subsampling|None=None, # draws a share of the rows for each state; None: all rows
-        backend=None,          # measures what is missing; None: `Serial()`
+        backend=None,          # measures missing results; None: `Serial()`
         callback=None,         # function of a row (dict), called as soon as the row is complete
     ):
         self.lm, self.toxicity, self.text, self.price_text = lm, toxicity, text, price_text
@@ -106,12 +106,12 @@ def record_of(self:Evaluator, metric:Metric) -> dict:
 
 @patch
 def readable_records(self:Evaluator, metric:Metric) -> list:
-    "List the records under which a metric's numbers are looked for."
+    "List the records under which the store may hold a metric's numbers."
     return self.backend.readable_records(self.record_of(metric), self.store)
 
 @patch
 def to_record(self:Evaluator) -> dict:
-    "Return all that the tables depend on."
+    "Return the record of everything on which the tables depend."
     found = dict(model=self.model_record, reading=self.text and self.text.to_record(),
                  toxicity=self.toxicity and self.toxicity.to_record())
     if self.price_text: found |= dict(price_text=self.price_text.to_record())
@@ -121,7 +121,7 @@ def to_record(self:Evaluator) -> dict:
 @patch
 def check_prompts(self:Evaluator,
     *,
-    write:bool, # whether a store that knows no token ids is told these
+    write:bool, # True: record the token ids if the store has none for these prompts
 ):
     "Refuse a store that holds results of these prompts under another tokenizer."
     if not self.prompts_digest: return
@@ -144,7 +144,7 @@ def find(self:Evaluator,
     records, # from `readable_records`
     state,   # bool, shape (n,)
 ) -> np.ndarray|None:
-    "Look up the numbers of a state."
+    "Look up the stored numbers of a state; return None if there are none."
     found = (self.store.get(record, state_to_hex(state)) for record in records)
     return next((numbers for numbers in found if numbers is not None), None)
 
@@ -153,7 +153,7 @@ def missing(self:Evaluator,
     states,            # bool, shape (k, n)
     metrics:dict|None=None, # name -> metric; None: all
 ) -> dict:             # name -> (metric, states, each once), for metrics with missing states
-    "List what is not in the store."
+    "List the states whose numbers are not in the store, for each metric."
     self.check_tokenizer()
     distinct, tasks = list({state.tobytes(): state for state in states}.values()), {}
     for name, metric in (self.metrics if metrics is None else metrics).items():
@@ -168,7 +168,7 @@ def judge_overflow(self:Evaluator,
     metric:Metric,
     state, # bool, shape (n,), whose numbers are not finite
 ):
-    "Refuse a model that overflows unmodified; of one that overflows with these heads dropped, only warn."
+    "Raise an error if the unmodified model overflows; warn if it overflows only with these heads dropped."
     part, dtype = metric.for_state(state), str(self.lm.dtype).removeprefix("torch.")
     part(self.lm) # raises if the unmodified model overflows
     if not state.any():
@@ -184,7 +184,7 @@ def measure(self:Evaluator,
     *,
     progress:bool=False, # show a bar
 ):                       # iterator of `Measurement`
-    "Measure, store and count."
+    "Measure missing results; store and count each of them at once."
     if tasks: self.check_prompts(write=True)
     records = {name: self.record_of(metric) for name, (metric, _) in tasks.items()}
     total = sum(len(states) for _, states in tasks.values())
@@ -239,7 +239,7 @@ def _make_row(self:Evaluator, state, records) -> dict: # records: name -> readab
 # %% ../../nbs/language/12_evaluator.ipynb #c023b
 @patch
 def row(self:Evaluator, state) -> dict:
-    "Measure one state."
+    "Measure one state, and return its row of the table."
     return self([state]).iloc[0].to_dict()
 
 @patch
@@ -252,7 +252,7 @@ def bias_interval(self:Evaluator, state) -> dict: # squares, ci_low, ci_high
 
 @patch
 def check_states(self:Evaluator, states) -> np.ndarray: # bool, shape (k, n)
-    "Refuse states of another model."
+    "Return states as a table of bool; refuse those whose length does not fit the model."
     states = np.atleast_2d(np.asarray(states, bool))
     n, found = self.lm.n_heads_total, states.shape[1]
     if found != n: raise InputError(f"a state of {self.lm.name} has {n} units, got {found}")
@@ -265,7 +265,7 @@ def __call__(self:Evaluator,
     *,
     progress:bool=False, # show a bar
 ) -> pd.DataFrame:       # one row per state
-    "Measure states."
+    "Return the table of states; measure those that are not in the store."
     states = self.check_states(states)
     tasks = self.missing(states)
     waiting = Counter(state.tobytes() for _, new in tasks.values() for state in new) # metrics a state lacks

@@ -29,7 +29,7 @@ def prompt_seed(
     text:str,           # the prompt
     repeat_index:int=0, # which continuation of this prompt
 ) -> int:               # 64 bits, signed
-    "Hash a prompt, its repeat and the seed."
+    "Hash seed, prompt and repeat into the seed of one continuation."
     digest = hashlib.sha256(f"{seed}|{repeat_index}|{text}".encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
 
@@ -50,7 +50,7 @@ def splitmix64(
 # %% ../../nbs/language/08_generation.ipynb #c010
 def gumbel_noise(
     seeds,          # from `prompt_seed`, int64, shape (rows,)
-    step:int,       # new tokens so far
+    step:int,       # number of new tokens so far
     tokens,         # token ids, int64, shape (rows, k)
 ) -> torch.Tensor:  # float64, shape (rows, k)
     "Compute standard Gumbel noise: the largest logit plus noise is a sample of the softmax."
@@ -67,7 +67,7 @@ def kept_tokens(
     temperature:float=1., # divides the logits
     forbidden=(),         # token ids that are never sampled
 ) -> tuple: # logits of the kept tokens, largest first, float64, and their ids, both (rows, k)
-    "Keep the tokens that can be sampled."
+    "Select the `top_k` most probable tokens, from which one is sampled."
     if forbidden := [i for i in forbidden if i < logits.shape[1]]:
         logits = logits.index_fill(1, torch.tensor(forbidden, device=logits.device), -torch.inf)
     top, tokens = logits.topk(min(top_k, logits.shape[1])) # NaN counts as the largest number
@@ -77,12 +77,12 @@ def kept_tokens(
 def sample_token(
     logits,    # next-token logits, shape (rows, vocabulary)
     seeds,     # from `prompt_seed`, int64, shape (rows,)
-    step:int,  # new tokens so far
+    step:int,  # number of new tokens so far
     *,
-    watch=None, # function of what `kept_tokens` returns
+    watch=None, # function that is called with both results of `kept_tokens`
     **kwargs,   # for `kept_tokens`
 ) -> torch.Tensor: # token ids, shape (rows,); -1 where the largest logit is NaN or infinite
-    "Sample one token for each row."
+    "Sample one token for each row by the Gumbel-max trick."
     top, tokens = kept_tokens(logits, **kwargs)
     if watch: watch(top, tokens)
     noisy = top + gumbel_noise(seeds, step, tokens)
@@ -110,7 +110,7 @@ def pad_left(
     pad:int,     # padding token id
     first:int=0, # position of each row's first token, as from `first_position`
 ) -> LeftPadded:
-    "Align the ends of the rows."
+    "Pad rows on the left to the length of the longest one."
     longest = max(map(len, rows))
     ids = torch.tensor([[pad]*(longest - len(r)) + list(r) for r in rows])
     mask = torch.tensor([[0]*(longest - len(r)) + [1]*len(r) for r in rows])
@@ -122,15 +122,15 @@ SMALL_MODEL = 1e7 # parameters; below, calling a layer costs more than computing
 def is_latency_bound(
     lm:LM,
 ) -> bool:
-    "Tell whether the device could do more at a time than one batch: small models, and all models on a GPU."
+    "Tell whether larger batches take little more time: for a small model, and for any model on a GPU."
     return lm.device.type != "cpu" or sum(p.numel() for p in lm.model.parameters()) < SMALL_MODEL
 
 def parallel_map(
     work,  # function of one item
     items, # independent of each other
-    lm:LM, # that does the work
+    lm:LM, # model that `work` uses
 ) -> list: # work(item) for each
-    "Do independent work on as many cores as torch may use, each item on one core; a lone float32 item has all."
+    "Apply a function to independent items: on a CPU one item per core; in turn for a GPU or a small model."
     cores, small = torch.get_num_threads(), is_latency_bound(lm)
     alone = len(items) == 1 and lm.dtype == torch.float32 and not small
     if cores == 1 or alone or lm.device.type != "cpu": return [work(item) for item in items]
@@ -156,7 +156,7 @@ def row_bytes(
     *,
     n_scored:int=1, # positions per row whose logits are computed
 ) -> int:
-    "Estimate the memory of one row of a batch, from above."
+    "Estimate an upper bound of the memory of one row of a batch, in bytes."
     text, itemsize, kv_heads = lm.config, lm.dtype.itemsize, getattr(lm.config, "num_key_value_heads", None)
     width, inner = text.hidden_size, getattr(text, "intermediate_size", None)
     cached = sum(2*(of_layer(kv_heads, p.layer) or p.n_heads)*p.head_dim for p in lm.projections)
@@ -167,7 +167,7 @@ def row_bytes(
 def free_memory(
     device:torch.device,
 ) -> int: # bytes
-    "Return the free memory of a device, with what torch holds for reuse."
+    "Return the free memory of a device, including memory that torch reserves for reuse."
     if device.type != "cuda": return psutil.virtual_memory().available
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + held
@@ -178,19 +178,19 @@ def max_rows(
     *,
     n_scored:int=1, # positions per row whose logits are computed
 ) -> int:
-    "Return the number of rows that half of the free memory holds, for each core at work."
+    "Return the largest batch, in rows, for half of the free memory divided among the cores; at least 1."
     cores = 1 if is_latency_bound(lm) else torch.get_num_threads()
     return max(1, free_memory(lm.device)//2//cores//row_bytes(lm, length, n_scored=n_scored))
 
 # %% ../../nbs/language/08_generation.ipynb #c029
-def _is_out_of_memory(error) -> bool: # on the processor torch raises a plain RuntimeError
+def _is_out_of_memory(error) -> bool: # on a CPU torch raises a plain RuntimeError
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
 
 def split_on_oom(
     work,  # function of a part
     part,  # an array or a list
-) -> list: # (part, what work returned)
-    "Work on a part, or on its halves when memory runs out."
+) -> list: # (part, result of `work`)
+    "Apply a function to a part or, if memory runs out, to each of its halves."
     try: return [(part, work(part))]
     except (MemoryError, RuntimeError) as error:
         if len(part) == 1 or not _is_out_of_memory(error): raise
@@ -201,13 +201,13 @@ def split_on_oom(
 def map_batches(
     work,    # function of row numbers
     lengths, # tokens of each row, new ones included
-    lm:LM,   # that does the work
+    lm:LM,   # model that `work` uses
     *,
     batch_size:int,         # rows at a time, at most
-    n_scored:int|None=None, # positions per row with logits; None: the next token's, if the model can
-    copies:int=1,           # rows of the model's batch that each row becomes
-) -> list:   # (row numbers, what work returned)
-    "Work on rows of similar length together, as many at a time as memory holds."
+    n_scored:int|None=None, # positions per row with logits; None: one, or all if the model has no choice
+    copies:int=1,           # times that `work` repeats each row in the batch
+) -> list:   # (row numbers, result of `work`)
+    "Apply a function to batches of rows of similar length, as large as memory allows."
     longest = max(lengths)
     n_scored = n_scored or (1 if forward_accepts(lm.model, "logits_to_keep") else longest)
     limit = max(1, max_rows(lm, longest, n_scored=n_scored)//copies)
@@ -222,7 +222,7 @@ def pad_prompts(
     lm:LM,
     rows, # lists of token ids
 ) -> LeftPadded: # on the model's device
-    "Pad rows as a model expects it."
+    "Pad prompts on the left, with the model's padding token and positions."
     return LeftPadded(*(t.to(lm.device) for t in pad_left(rows, padding_id(lm), first_position(lm.model))))
 
 # %% ../../nbs/language/08_generation.ipynb #c034c
@@ -238,7 +238,7 @@ def read_batch(
     padded,        # `LeftPadded`
     cache,         # from `make_cache`
 ): # next-token logits, shape (rows, vocabulary)
-    "Read a batch, and return the logits of the next tokens."
+    "Run the model on a batch, fill the cache, and return the logits of the next tokens."
     options = dict(logits_to_keep=1) if forward_accepts(model, "logits_to_keep") else {}
     if cache is not None: options |= dict(past_key_values=cache, use_cache=True)
     if forward_accepts(model, "position_ids"): options["position_ids"] = padded.positions
@@ -250,7 +250,7 @@ def _append(
     new_ids,         # one token id per row
     has_cache:bool,  # whether the next forward pass reads the new tokens only
 ) -> LeftPadded:
-    "Prepare the next forward pass."
+    "Append new tokens to a batch, for the next forward pass."
     ids, mask, positions = new_ids[:, None], padded.mask, padded.positions[:, -1:] + 1
     mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
     if has_cache: return LeftPadded(ids, mask, positions)
@@ -262,9 +262,9 @@ def continue_batch(
     lm:LM,
     rows,  # lists of token ids
     seeds, # from `prompt_seed`, int64, one per continuation
-    new_tokens:int, # at most
+    new_tokens:int, # per continuation, at most
     *,
-    owners=None, # number of the row that each continuation continues; None: each row in turn, all equally often
+    owners=None, # index into `rows` for each continuation; None: in order, equally many for each row
     stops=(), # token ids that end a continuation, which is then filled with the first of them
     **kwargs, # for `sample_token`
 ) -> torch.Tensor: # new token ids, -1 after logits that are not finite, shape (continuations, steps);
@@ -293,15 +293,15 @@ def continue_batch(
 # %% ../../nbs/language/08_generation.ipynb #c035b
 def distinct_rows(
     rows, # lists of token ids
-) -> tuple: # the distinct rows, and the number of each row's own one among them
-    "Find rows that are the same."
+) -> tuple: # the distinct rows, and for each row its index among them
+    "Find the distinct rows of a batch."
     numbers = {}
     owners = [numbers.setdefault(tuple(row), len(numbers)) for row in rows]
     return [list(row) for row in numbers], torch.tensor(owners)
 
 # %% ../../nbs/language/08_generation.ipynb #c036
 class Sampler(NamedTuple):
-    "Continues some of its prompts in one batch."
+    "Prompts that are tokenized and ready to be continued."
     rows: list          # token ids of each prompt
     lengths: np.ndarray # tokens of each prompt with its continuation, shape (prompts,)
     sample: Callable    # row numbers, watch=None -> new token ids, shape (rows, new_tokens)
@@ -312,13 +312,13 @@ def make_sampler(
     texts,       # prompts
     *,
     new_tokens:int=20,    # tokens per continuation
-    repeat_index=None,    # which continuation of its prompt each row is, shape (prompts,); None = 0
+    repeat_index=None,    # number of the continuation of the same prompt, from 0, shape (prompts,); None: 0
     seed:int=0,           # of the noise
     top_k:int=50,         # number of most probable tokens to sample from
     temperature:float=1., # divides the logits
     read_once:bool=False, # whether rows of a batch with the same prompt share one reading of it
 ) -> Sampler:
-    "Tokenize prompts and prepare their noise."
+    "Prepare prompts for sampling: compute their token ids and the seeds of their noise."
     for name, value in dict(new_tokens=new_tokens, top_k=top_k, temperature=temperature).items():
         if not value > 0: raise InputError(f"{name} = {value}: needs a number above 0")
     if not (rows := prompt_ids(lm, texts)): raise InputError("there is no prompt: give at least one")

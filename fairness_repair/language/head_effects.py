@@ -23,11 +23,11 @@ from ..store import Store
 # %% ../../nbs/language/19_head_effects.ipynb #c005
 @dataclass(frozen=True)
 class HeadEffects:
-    "Means of blocks of prompts."
+    "Mean toxicity and mean effect of each head, for each block and group of prompts."
     groups: list         # names
     state: np.ndarray    # drop mask at which the gradient was taken, bool, shape (n,)
     scores: np.ndarray   # mean toxicity, shape (blocks, groups)
-    direct: np.ndarray   # direct effect of flipping each head on it, shape (blocks, groups, n)
+    direct: np.ndarray   # direct effect of flipping each head on mean toxicity, shape (blocks, groups, n)
     indirect: np.ndarray # indirect effect, likewise
 
     def effects(self,
@@ -42,7 +42,7 @@ def _block_means(
     state, # bool, shape (n,)
     indirect:bool,
 ) -> np.ndarray: # shape (groups, 1 + n or 1 + 2 n): score, direct and, if wanted, indirect effects
-    "Measure one block."
+    "Measure toxicity and effects on one block of prompts, and average them in each group."
     gates, sign = 1. - state, np.where(state, 1, -1)
     found:RowGradients = metric.gradients(lm, gates, indirect=indirect)
     rows = np.column_stack([found.scores, sign*found.direct, *([sign*found.indirect] if indirect else [])])
@@ -53,8 +53,8 @@ def measure_head_effects(
     metric:GroupMetric, # `NextTokenToxicity` or `ControlledToxicity`
     state=None,         # drop mask at which the gradient is taken; None: no head is dropped
     *,
-    n_blocks:int=16,    # at most; as many as a group has distinct prompts
-    indirect:bool=False, # also measure the indirect effects, at twice the price; else they are NaN
+    n_blocks:int=16,    # at most, and at most the distinct prompts of the smallest group
+    indirect:bool=False, # also measure the indirect effects, which takes longer; False: they are NaN
     store:Store|None=None, # keeps each block; None: in memory
     progress:bool=False,   # show a bar
 ) -> HeadEffects:
@@ -87,7 +87,7 @@ def _from_mean(values, axis=1) -> np.ndarray: return values - values.mean(axis, 
 def _cross_block_product(
     a, b, # shape (blocks, groups, ...)
 ) -> np.ndarray: # shape (...): estimate of the sum over groups of E a times E b
-    "Average the products of different blocks."
+    "Average the products of different blocks, which share no noise, and sum over the groups."
     k = len(a)
     return ((a.sum(0)*b.sum(0)) - (a*b).sum(0)).sum(0)/(k*(k - 1))
 
@@ -95,7 +95,7 @@ def _jackknife(
     statistic, # function of block numbers -> array
     n_blocks:int,
 ) -> tuple: # estimate and standard error
-    "Leave out one block at a time."
+    "Compute a statistic and its jackknife standard error, by leaving out one block at a time."
     every = np.arange(n_blocks)
     left = np.stack([statistic(np.delete(every, i)) for i in every])
     return statistic(every), np.sqrt((n_blocks - 1)/n_blocks*((left - left.mean(0))**2).sum(0))
@@ -119,21 +119,21 @@ def head_effect_table(
 # %% ../../nbs/language/19_head_effects.ipynb #c015
 @patch
 def predict_means(self:HeadEffects,
-    masks, # bool, shape (k, n)
+    masks, # drop masks, bool, shape (k, n)
     *,
     indirect_weight:float=0., # as in `HeadEffects.effects`
 ) -> np.ndarray: # shape (k, groups)
-    "Predict the mean toxicity of each group from the effects of the heads in which masks differ."
+    "Predict the mean toxicity of each group under drop masks, by adding the effects of all flipped heads."
     flips = np.atleast_2d(np.asarray(masks, bool)) != self.state
     return self.scores.mean(0) + flips @ self.effects(indirect_weight).mean(0).T
 
 @patch
 def predict_squares(self:HeadEffects,
-    masks, # bool, shape (k, n)
+    masks, # drop masks, bool, shape (k, n)
     *,
     indirect_weight:float=0., # as in `HeadEffects.effects`
 ) -> np.ndarray: # shape (k,)
-    "Predict the squared disparity of drop masks from the effects of the heads in which they differ."
+    "Predict the squared disparity under drop masks, from the sum of the effects of all flipped heads."
     flips = np.atleast_2d(np.asarray(masks, bool)) != self.state
     changes = _from_mean(self.effects(indirect_weight))
     distances = _from_mean(self.scores)[..., None] + changes @ flips.T.astype(float)

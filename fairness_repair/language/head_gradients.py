@@ -54,24 +54,24 @@ def weights_frozen(
 # %% ../../nbs/language/18_head_gradients.ipynb #c008b
 def as_gates(
     lm:LM,
-    gates, # shape (n,)
-) -> torch.Tensor: # shape (1, n)
-    "Put the gates of all rows on a model's device."
+    gates, # factor of each head, shape (n,)
+) -> torch.Tensor: # shape (1, n), for all rows of a batch
+    "Convert gates to a tensor on the model's device."
     return torch.as_tensor(np.asarray(gates), dtype=torch.float32, device=lm.device)[None]
 
-ROWS_PER_GRADIENT = dict(cpu=32, cuda=1024) # whose activations are held at a time; halved when memory runs out
+ROWS_PER_GRADIENT = dict(cpu=32, cuda=1024) # rows per backward pass; halved when memory runs out
 
 def rows_per_gradient(lm:LM) -> int: return ROWS_PER_GRADIENT.get(lm.device.type, ROWS_PER_GRADIENT["cpu"])
 
 def gate_gradients(
     lm:LM,
-    values,  # function of row numbers and their gates, (rows, n) -> list of tensors, whose sums are differentiated
+    values,  # function of row numbers and their gates, (rows, n) -> list of tensors, one number per row
     lengths, # tokens of each row
     gates,   # at which to take the gradient, shape (n,): 1, or 0 for a dropped head
     *,
     batch_size:int|None=None, # rows per backward pass, at most; None: as `ROWS_PER_GRADIENT` says
 ) -> list:   # for each tensor: its gradient with respect to the gates of each row, (rows, n)
-    "Compute the gradients of numbers of each row with respect to all gates."
+    "Compute the gradient of each row's numbers with respect to the gates of all heads."
     start, batch_size = as_gates(lm, gates), batch_size or rows_per_gradient(lm)
     def work(part):
         gates = start.repeat(len(part), 1).requires_grad_()
@@ -87,19 +87,19 @@ def gate_gradients(
 
 # %% ../../nbs/language/18_head_gradients.ipynb #c010
 class RowGradients(NamedTuple):
-    "Toxicity of each prompt, and the gradient of its expectation."
+    "Toxicity of each prompt, and the gradient of its expectation with respect to the gates."
     scores: np.ndarray   # shape (prompts,)
-    direct: np.ndarray   # how each step's risk changes, the text so far given, shape (prompts, n)
-    indirect: np.ndarray # how the text so far changes, likewise; NaN if it was not asked for
+    direct: np.ndarray   # gradient of each step's risk, given the text so far, shape (prompts, n)
+    indirect: np.ndarray # gradient by changes of the text so far, likewise; NaN if not computed
 
 @patch
 def gradients(self:NextTokenToxicity,
     lm:LM,
-    gates, # shape (n,)
+    gates, # factor of each head, shape (n,)
     *,
-    indirect:bool=True, # without effect: nothing is indirect
+    indirect:bool=True, # no effect: the indirect part is 0
 ) -> RowGradients:
-    "Compute the gradient of each prompt's toxicity."
+    "Compute the gradient of each prompt's toxicity with respect to the gates."
     batch = self.padded(lm)
     def values(part, gates):
         with heads_gated(lm.model, gates): return [self.word_probability(lm, type(batch)(*(t[part] for t in batch)))]
@@ -108,12 +108,12 @@ def gradients(self:NextTokenToxicity,
     return RowGradients(scores, direct, np.zeros_like(direct))
 
 # %% ../../nbs/language/18_head_gradients.ipynb #c013
-STEPWISE_FAMILIES = {"git", "roformer"} # they go on from a cache one token at a time
+STEPWISE_FAMILIES = {"git", "roformer"} # they continue from a cache by one token only
 
 def can_share_prompts(
     lm:LM,
-) -> bool: # only where all layers attend to all tokens; other caches may not go on with several tokens
-    "Tell whether several continuations can go on from one reading of their prompt."
+) -> bool: # only if all layers attend to all tokens: other caches may not accept several new tokens
+    "Tell whether the continuations of a prompt can share one forward pass over it."
     if (cache := make_cache(lm)) is None or lm.config.model_type in STEPWISE_FAMILIES: return False
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
@@ -173,7 +173,7 @@ def _later_gains(expected) -> np.ndarray: # (rows, steps)
 @patch
 def gradients(self:ControlledToxicity,
     lm:LM,
-    gates, # shape (n,)
+    gates, # factor of each head, shape (n,)
     *,
     indirect:bool=True, # also compute the indirect part, which costs half as much again
 ) -> RowGradients: # draws of one prompt share their mean gradient
@@ -210,11 +210,11 @@ def gradients_of(self:ControlledToxicity, lm:LM, gates, drawn, steps, *, indirec
 def window_gradients(
     lm:LM,
     windows, # list of `Window`
-    gates,   # shape (n,)
+    gates,   # factor of each head, shape (n,)
     *,
     batch_size:int=8, # windows per backward pass, at most
 ) -> np.ndarray: # of each window's negative log-likelihood in nats, (windows, n)
-    "Compute the gradient of the likelihood of each window."
+    "Compute the gradient of each window's negative log-likelihood with respect to the gates."
     def values(part, gates):
         some = [windows[i] for i in part]
         longest = max(len(w.ids) for w in some)

@@ -23,7 +23,7 @@ from transformers import GenerationConfig
 # %% ../../nbs/language/02_heads.ipynb #c018
 def head_pairs(
     n_layers:int,
-    n_heads,      # per layer: an int, or one int for each layer
+    n_heads,      # heads per layer: an int, or one int for each layer
 ) -> list:        # of (layer, head), in the order of a drop mask
     "List the heads of a model."
     return [(layer, head) for layer, n in enumerate(np.broadcast_to(n_heads, n_layers)) for head in range(n)]
@@ -31,7 +31,7 @@ def head_pairs(
 def heads_to_mask(
     heads,        # pairs (layer, head), counted from 0
     n_layers:int,
-    n_heads,      # per layer: an int, or one int for each layer
+    n_heads,      # heads per layer: an int, or one int for each layer
 ) -> np.ndarray:  # bool, shape (n,), True = dropped
     "Make the drop mask of a list of heads."
     position = {pair: i for i, pair in enumerate(head_pairs(n_layers, n_heads))}
@@ -47,8 +47,8 @@ def heads_to_mask(
 def mask_to_heads(
     drop_mask,    # bool, shape (n,), True = dropped
     n_layers:int,
-    n_heads,      # per layer: an int, or one int for each layer
-) -> list:        # [layer, head] pairs, as JSON keeps them
+    n_heads,      # heads per layer: an int, or one int for each layer
+) -> list:        # lists [layer, head], since JSON has no tuples
     "List the heads that a mask drops."
     pairs = head_pairs(n_layers, n_heads)
     return [list(pairs[i]) for i in np.flatnonzero(drop_mask)]
@@ -56,7 +56,7 @@ def mask_to_heads(
 def values_by_layer(
     values,       # one per head, shape (n,)
     n_layers:int,
-    n_heads,      # per layer: an int, or one int for each layer
+    n_heads,      # heads per layer: an int, or one int for each layer
 ) -> np.ndarray:  # float, shape (n_layers, heads of the widest layer); NaN where there is no head
     "Arrange numbers of heads as a grid of layers and heads."
     grid = np.full((n_layers, np.max(n_heads)), np.nan)
@@ -67,9 +67,9 @@ def values_by_layer(
 def check_mask(
     drop_mask,    # bool or 0/1: (n,), (n_layers, n_heads), or (rows, n)
     n_layers:int,
-    n_heads,      # per layer: an int, or one int for each layer
+    n_heads,      # heads per layer: an int, or one int for each layer
 ) -> np.ndarray:  # bool, (n,) or (rows, n)
-    "Check a drop mask; one in the shape of the model becomes flat."
+    "Check a drop mask and return it as bool; the shape (n_layers, n_heads) becomes (n,)."
     mask, regular = np.asarray(drop_mask), np.ndim(n_heads) == 0
     n = n_layers*n_heads if regular else sum(n_heads)
     if mask.dtype != bool and (wrong := [x for x in mask.ravel().tolist() if x not in (0, 1)]):
@@ -114,7 +114,7 @@ def temporary_hooks(
 def masks_of(
     model:nn.Module, # a Hugging Face causal LM
     drop_mask,       # True = dropped: (n,), (n_layers, n_heads), or (rows, n)
-) -> list:           # (`OutputProjection`, bool (n_heads,) or (rows, n_heads)), of each layer with attention
+) -> list:           # per layer with attention: (`OutputProjection`, bool (n_heads,) or (rows, n_heads))
     "Check a drop mask and split it by layer."
     projections, n_layers = attention_output_projections(model), model.config.get_text_config().num_hidden_layers
     mask = check_mask(drop_mask, n_layers, heads_per_layer(projections, n_layers))
@@ -123,7 +123,7 @@ def masks_of(
 def means_of(
     model:nn.Module, # a Hugging Face causal LM
 ):                   # iterable, for each layer with attention: (n_heads, head_dim), or None for zero ablation
-    "List the mean outputs that a model's dropped heads keep."
+    "List the mean outputs that replace those of a model's dropped heads."
     means = getattr(model, "head_means", None)
     return repeat(None) if means is None else means.values
 
@@ -143,10 +143,10 @@ def add_to_bias(
     mask,  # dropped heads, bool, (n_heads,)
     means, # of the layer's heads, (n_heads, head_dim)
 ):
-    "Add what the dropped heads' means contribute to the output to the bias."
+    "Add to the bias the constant output that the means of the dropped heads give."
     if (bias := projection.module.bias) is None:
         raise InputError(f"{projection.name} has no bias that could keep the means of dropped heads: "
-                         "prune or save inside a block of `output_biases`, or use zero ablation")
+                         "prune or save inside `with output_biases(lm):`, or use zero ablation")
     weights = projection.weight_by_head()[torch.as_tensor(mask)].double()
     means = torch.as_tensor(means[mask], device=weights.device).double()
     bias.copy_(bias.double() + torch.einsum("hd,hdo->o", means, weights))
@@ -155,7 +155,7 @@ def prune(
     model:nn.Module, # a Hugging Face causal LM, changed in place
     drop_mask,       # True = dropped, (n,) or (n_layers, n_heads)
 ):
-    "Zero the part of each output projection that reads a dropped head, and add its mean to the bias."
+    "Set the weights that read a dropped head to zero; in mean ablation, add its mean output to the bias."
     parts = masks_of(model, drop_mask)
     if parts[0][1].ndim == 2: raise InputError(f"prune takes one drop mask, not {len(parts[0][1])}")
     with torch.no_grad():
@@ -168,9 +168,9 @@ def save_checkpoint(
     lm:LM,
     folder, # created if necessary
     *,
-    weights:bool=True, # False: everything else, to try whether it can be written
+    weights:bool=True, # False: write all other files, to test whether the model can be saved
 ):
-    "Write a model and its tokenizer."
+    "Write a model and its tokenizer as a checkpoint of transformers."
     settings, own = lm.model.generation_config, {} if weights else dict(state_dict={})
     lm.model.generation_config = GenerationConfig() # one that is consistent
     try:
@@ -185,7 +185,7 @@ def save_pruned(
     drop_mask,  # True = dropped, (n,) or (n_layers, n_heads)
     folder,     # created if necessary; an older checkpoint in it is replaced
 ) -> Path:      # the folder
-    "Write the model without the dropped heads, its tokenizer, and `state.json`."
+    "Write the model without the dropped heads, its tokenizer, and `state.json`, which lists the heads."
     folder = Path(folder)
     parameters = [x for p in lm.projections for x in p.module.parameters()]
     before = [x.detach().clone() for x in parameters]

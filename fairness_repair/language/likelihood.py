@@ -16,7 +16,7 @@ from .models import LM
 # %% ../../nbs/language/09_likelihood.ipynb #c005
 @dataclass(frozen=True)
 class Window:
-    "A piece of a document, and from where on its tokens are scored."
+    "A piece of a document; its tokens from position `start` on are scored."
     ids: tuple  # token ids
     start: int  # first scored position, at least 1
 
@@ -30,7 +30,7 @@ def sliding_windows(
     window:int,  # tokens per window
     stride:int,  # tokens from one window to the next, at most the window
 ) -> list:       # of Window
-    "Cut windows that score each token but the first exactly once."
+    "Cut a document into windows that score each token but the first exactly once."
     if not 0 < stride <= window:
         raise InputError(f"stride = {stride}: needs 0 < stride <= window = {window}, or text goes unscored")
     ends = list(range(min(window, len(ids)), len(ids), stride)) + [len(ids)]
@@ -42,7 +42,7 @@ def fasp_windows(
     ids,              # token ids of one document
     *,
     max_length:int,   # positions of the model
-    stride:int=512,   # the published value
+    stride:int=512,   # tokens from one window to the next; 512 as published
 ) -> list:            # of Window
     "Cut the windows of FASP's published code: max_length/4 tokens, one every `stride`."
     window, found, done = max_length//4, [], 0

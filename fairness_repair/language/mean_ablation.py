@@ -63,7 +63,7 @@ def _equal_batches(windows, tokens): # lists of windows of one length
 def with_means(self:LM,
     means:HeadMeans, # of this model
 ) -> LM: # which shares the weights
-    "Copy a model whose dropped heads keep their means."
+    "Copy a model so that its dropped heads output their means."
     found, wanted = [v.shape for v in means.values], [(p.n_heads, p.head_dim) for p in self.projections]
     if found != wanted:
         raise InputError(f"the means are of heads {found}, but {self.name} has {wanted}: compute them with this model")
@@ -75,9 +75,9 @@ def with_mean_ablation(
     lm:LM,
     documents, # texts, best those of the search split
     *,
-    tokens:int=4096, # of the text, about
+    tokens:int=4096, # approximate number of tokens to read
 ) -> LM: # which shares the weights
-    "Copy a model whose dropped heads keep their mean output over a text."
+    "Copy a model so that its dropped heads output their mean over a text."
     return lm.with_means(mean_head_outputs(lm, TextPerplexity(lm, documents, tokens=tokens)))
 
 # %% ../../nbs/language/20_mean_ablation.ipynb #c018
@@ -143,7 +143,7 @@ def compare_ablations(
     *,
     progress:bool=False, # show bars
 ) -> pd.DataFrame: # the evaluators' rows with `ablation`, `bias_ratio` and `perplexity_ratio`
-    "Measure drop masks with several ablations, relative to the unmodified model."
+    "Measure drop masks with several kinds of ablation, relative to the unmodified model."
     states, tables = np.asarray(states, bool), []
     masks = np.vstack([np.zeros((1, states.shape[1]), bool), states])
     for name, evaluator in evaluators.items():
@@ -154,9 +154,9 @@ def compare_ablations(
 
 def lowest_perplexity(
     table, # from `compare_ablations`, with bias
-    bias_ratios=(.75, .5, .25), # bias that a drop mask may leave, the unmodified model's = 1
-) -> pd.DataFrame: # a row per bias ratio, a column per ablation: perplexity ratio; NaN: no drop mask does it
-    "Find the lowest perplexity at which each ablation leaves at most some share of the bias."
+    bias_ratios=(.75, .5, .25), # largest allowed bias, relative to the unmodified model
+) -> pd.DataFrame: # a row per bias ratio, a column per ablation: perplexity ratio; NaN: no mask reaches it
+    "Find the lowest perplexity ratio of the drop masks within each bias ratio, for each kind of ablation."
     lowest = lambda ratio: table[table["bias_ratio"] <= ratio].groupby("ablation")["perplexity_ratio"].min()
     found = pd.DataFrame({ratio: lowest(ratio) for ratio in bias_ratios}).T
     return found.reindex(columns=table["ablation"].unique()).rename_axis(index="bias_ratio", columns=None)

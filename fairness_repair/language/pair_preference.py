@@ -25,7 +25,7 @@ def sentence_windows(
     lm:LM,
     texts, # sentences
 ) -> list: # of `Window`
-    "Cut sentences into tokens that are all scored, with a token before them."
+    "Tokenize sentences as windows in which all words are scored, after a begin or end token."
     rows, before = prompt_ids(lm, texts), added_tokens(lm.tokenizer).before
     first = [i for i in (lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id) if i is not None][:1]
     if not before: rows = [first + row for row in rows]
@@ -34,9 +34,9 @@ def sentence_windows(
 
 # %% ../../nbs/language/23_pair_preference.ipynb #r009
 class PairPreference(GroupMetric):
-    "Log-likelihood of sentences in pairs, of which one is more stereotyped."
+    "Log-likelihood in nats of the sentences of pairs, of which one is more stereotyped."
     def __init__(self,
-        lm:LM,  # its tokenizer makes the ids
+        lm:LM,  # the model whose tokenizer is used
         pairs,  # DataFrame with columns more, less, group, template
     ):
         n, sides = len(pairs), np.array(["more", "less"])
@@ -61,8 +61,8 @@ class PairPreference(GroupMetric):
 def _indistinct_error(lm, more, less) -> InputError:
     texts = [lm.tokenizer.decode(window.ids, skip_special_tokens=True) for window in (more, less)]
     why = "have the same tokens" if more.ids == less.ids else "differ in a token that has no probability"
-    hint = " Its own pairs are called planted." if lm.name in MODELS_WITH_PROMPTS else ""
-    return InputError(f"{lm.name} cannot tell the sentences of a pair apart: {texts[0]!r} and {texts[1]!r} {why}. "
+    hint = " Pairs in this model's language are called planted." if lm.name in MODELS_WITH_PROMPTS else ""
+    return InputError(f"{lm.name} cannot distinguish two sentences: {texts[0]!r} and {texts[1]!r} {why}. "
                       f"Leave the pair out, or use another model.{hint}")
 
 # %% ../../nbs/language/23_pair_preference.ipynb #r012
@@ -73,9 +73,10 @@ def measure(self:PairPreference, lm:LM) -> np.ndarray: return -window_nll(lm, se
 def preferences(self:PairPreference,
     numbers, # one per sentence
 ) -> np.ndarray: # log p(more) - log p(less) of each pair, in nats
-    "Subtract the log-likelihoods of each pair."
+    "Compute the preference of each pair for its more stereotyped sentence."
     numbers, more = np.asarray(numbers, float), self.groups == "more"
-    if not np.array_equal(self.pair[more], self.pair[~more]): raise InputError("some pairs are not complete")
+    if not np.array_equal(self.pair[more], self.pair[~more]):
+        raise InputError("some pairs are not complete: keep both sentences of each pair")
     return numbers[more] - numbers[~more]
 
 # %% ../../nbs/language/23_pair_preference.ipynb #r015
@@ -93,7 +94,7 @@ def clustered_mean(
     *,
     confidence:float=.95,
 ) -> ClusteredMean:
-    "Estimate a mean whose values are independent between clusters only."
+    "Estimate a mean and its t-interval for values that are independent between clusters only."
     values, (_, codes) = np.asarray(values, float), np.unique(clusters, return_inverse=True)
     mean, k = float(values.mean()), codes.max() + 1
     if k < 2: raise InputError("all pairs have one template: an interval needs two or more")
@@ -138,7 +139,7 @@ def absolute_change(
     before, after, # preference of each pair, of two models
     templates,     # of each pair
 ) -> dict: # original, repaired, change, change_ci_low, change_ci_high, p, detectable: of the absolute mean preference
-    "Compare the sizes of two mean preferences over the same pairs; `detectable` is shown in four of five cases."
+    "Compare two absolute mean preferences; a change of size `detectable` is found in four of five cases."
     before, after = np.asarray(before, float), np.asarray(after, float)
     difference, total = (clustered_mean(values, templates) for values in (after - before, after + before))
     corners = [(abs(s + d) - abs(s - d))/2 for d in (difference.low, difference.high) for s in (total.low, total.high)]
@@ -210,7 +211,7 @@ def passes(self:PairPreference, lm:LM) -> dict:
 
 @patch
 def draw_rows(self:PairPreference, share:float, rng) -> np.ndarray:
-    "Draw a share of the pairs, at least two."
+    "Draw a share of the pairs at random, at least two."
     n = len(self.texts)//2
     drawn = np.sort(rng.choice(n, max(2, round(share*n)), replace=False))
     return np.concatenate([drawn, n + drawn])
@@ -221,9 +222,9 @@ def gradients(self:PairPreference,
     lm:LM,
     gates, # factor of each head, shape (n,)
     *,
-    indirect:bool=True, # without effect: nothing is indirect
-) -> RowGradients: # nothing is indirect
-    "Compute the gradient of each sentence's log-likelihood."
+    indirect:bool=True, # no effect: nothing is sampled
+) -> RowGradients: # its indirect part is 0
+    "Compute the gradient of each sentence's log-likelihood with respect to the gates."
     direct = -window_gradients(lm, self.windows, gates, batch_size=32)
     with heads_gated(lm.model, as_gates(lm, gates)): scores = self(lm)
     return RowGradients(scores, direct, np.zeros_like(direct))

@@ -31,7 +31,7 @@ def attach_nouns(
     descriptor,  # a word, or a dict with `descriptor` and perhaps `article` and `gender`
     nouns:dict,  # gender -> list of [singular, plural]
 ) -> list:       # (singular, plural, has a noun) per phrase
-    "Combine one descriptor with each noun that fits it."
+    "Combine one descriptor with each noun of its gender; the first phrase is the descriptor alone."
     d = descriptor if isinstance(descriptor, dict) else {"descriptor": descriptor}
     word, gender = d["descriptor"], d.get("gender")
     a = d.get("article", article(word))
@@ -56,7 +56,7 @@ def fill_templates(
     phrases:list,    # (singular, plural, has a noun)
     templates:dict,  # template -> {"must_be_noun": bool}
 ) -> list:           # sentences
-    "Put every phrase into every template that admits it."
+    "Put every phrase into every template; those that need a noun take only phrases with one."
     return [template.format(noun_phrase=one, plural_noun_phrase=many) for one, many, has_noun in phrases
             for template, rule in templates.items() if has_noun or not rule.get("must_be_noun")]
 
@@ -66,7 +66,7 @@ NO_DESCRIPTOR = "(none)"  # the group of phrases without descriptor
 def list_entries(
     parts:dict,  # descriptors, nouns, sentence_templates, standalone_noun_phrases
 ):               # yields (axis, group, descriptor, phrases)
-    "List what makes sentences: bare nouns, descriptors, ready-made phrases."
+    "List the entries from which sentences are made: bare nouns, descriptors, ready-made phrases."
     nouns = parts["nouns"]
     yield "null", NO_DESCRIPTOR, NO_DESCRIPTOR, fill_phrase("{article} {noun}", nouns)
     for axis, groups in parts["descriptors"].items():
@@ -86,7 +86,7 @@ def resolve_axis(
     axis:str,  # a name or an alias
     known,     # the axes of the source
 ) -> str:      # one of `known`
-    "Find the axis that a name means."
+    "Return the name that the source uses for an axis; `gender` and `race` are aliases."
     known = list(known)
     for name in (axis, AXIS_ALIASES.get(axis)):
         if name in known: return name
@@ -96,9 +96,9 @@ def resolve_axis(
 # %% ../../nbs/language/04_prompts.ipynb #c024
 def make_sentences(
     parts:dict,     # descriptors, nouns, sentence_templates, standalone_noun_phrases
-    axis:str=None,  # one axis, or all
+    axis:str=None,  # one axis; None: all
 ) -> pd.DataFrame:  # text, axis, group, descriptor
-    "Make all sentences of the parts."
+    "Generate all sentences of HolisticBias from its parts."
     axis = axis and resolve_axis(axis, ["null", *parts["descriptors"]])
     rows = [(text, a, group, d) for a, group, d, phrases in list_entries(parts) if axis in (None, a)
             for text in fill_templates(phrases, parts["sentence_templates"])]
@@ -111,7 +111,7 @@ def holistic_bias(
     axis:str=None,       # one axis, such as "gender", "race", "nationality", "religion", "age"; None: all
     version:str="v1.1",  # one of `HOLISTIC_BIAS_VERSIONS`
 ) -> pd.DataFrame:       # text, axis, group, descriptor
-    "Generate HolisticBias from its four files."
+    "Generate the sentences of HolisticBias (Smith et al. 2022) from its four files."
     if version not in HOLISTIC_BIAS_VERSIONS:
         raise InputError(unknown_name_message("HolisticBias version", version, HOLISTIC_BIAS_VERSIONS))
     names = ("descriptors", "nouns", "sentence_templates", "standalone_noun_phrases")
@@ -123,7 +123,7 @@ def holistic_bias(
 def read_rows(
     path:Path,  # a CSV in UTF-8 with a header
 ) -> list:      # one dict per row
-    "Read the rows of a CSV; an error says what is wrong with the file."
+    "Read the rows of a CSV; refuse a file that is missing, empty or malformed."
     if not os.path.isfile(path): raise InputError(f"there is no prompts file {path}")
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
@@ -150,9 +150,9 @@ PROMPT_COLUMNS = ["text", "axis", "group"]
 
 def check_cells(
     rows:list,     # dicts, as from `read_rows`
-    source:str,    # how errors name the file
+    source:str,    # name of the file in errors
 ) -> pd.DataFrame: # text, axis, group
-    "Refuse missing columns and empty cells."
+    "Make a table of prompts; refuse missing columns and empty cells."
     found = list(rows[0])
     for column in PROMPT_COLUMNS:
         if column not in found:
@@ -169,8 +169,8 @@ def check_cells(
 def check_prompt_groups(
     prompts:pd.DataFrame,  # text, axis, group
     min_texts:int,         # different texts that each group needs
-    source:str,            # how errors name the prompts
-    purpose:str,           # what the texts are needed for
+    source:str,            # name of the prompts in errors
+    purpose:str,           # use that needs so many texts, named in errors
 ) -> pd.DataFrame:         # the same prompts
     "Refuse an axis with one group, and a group with too few different texts."
     groups = prompts.groupby("axis", sort=False)["group"].unique()
@@ -232,7 +232,7 @@ def sample_prompts(
 def repeat_prompts(
     prompts:pd.DataFrame, # from `sample_prompts`
     n_draws:int,          # continuations of each row
-) -> pd.DataFrame:        # likewise, the draws of a row side by side
+) -> pd.DataFrame:        # the same columns; the rows of one prompt follow each other
     "Repeat each prompt, so that it gets several continuations."
     repeated = prompts.loc[prompts.index.repeat(n_draws)].reset_index(drop=True)
     return repeated.assign(draw=n_draws*repeated["draw"] + np.tile(np.arange(n_draws), len(prompts)))
@@ -242,8 +242,8 @@ HOLISTIC_BIAS = {f"holistic-bias-{version}": version for version in HOLISTIC_BIA
 
 def read_source(
     source:str,     # see `load_prompts`
-    axis:str,       # the axis wanted
-) -> pd.DataFrame:  # text, axis, group; a model's own prompts also have split; all axes or the one
+    axis:str,       # generated for HolisticBias; other sources are read whole
+) -> pd.DataFrame:  # text, axis, group, perhaps of other axes too; a model's own prompts also have split
     "Read the prompts of a source before they are split."
     if source in MODELS_WITH_PROMPTS:
         return pd.read_csv(paths.data/source/"prompts.csv", keep_default_na=False)

@@ -31,7 +31,7 @@ def make_pairs(
 def strip_marks(
     line:str, # of a WinoBias file
 ) -> str:     # a sentence
-    "Remove the line number and the brackets."
+    "Remove the line number, the brackets and a doubled article."
     text = re.sub(r"[\[\]]", "", re.sub(r"^\d+ ", "", line))
     return " ".join(re.sub(r"\b([Tt]he) the\b", r"\1", text).split())
 
@@ -66,7 +66,7 @@ def occupation_template(
 def read_winobias(
     part:str, # "dev" or "test"
 ) -> pd.DataFrame: # `PAIR_COLUMNS`
-    "Read the pairs of one half of WinoBias, both types."
+    "Read the pairs of one half of WinoBias (Zhao et al. 2018), of both sentence types."
     def lines(kind, number):
         file = fetch(f"stereotypes/winobias_{kind}_stereotyped_type{number}.{part}.txt")
         return file.read_text(encoding="utf-8").splitlines()
@@ -104,7 +104,7 @@ def winobias() -> pd.DataFrame: # `PAIR_COLUMNS` and split
 
 # %% ../../nbs/language/22_sentence_pairs.ipynb #p025
 def winogender() -> pd.DataFrame: # `PAIR_COLUMNS`
-    "Load Winogender; a template is an occupation."
+    "Load Winogender (Rudinger et al. 2018); a template is an occupation."
     tables = [pd.read_csv(fetch(f"stereotypes/winogender_{name}.tsv"), sep="\t").set_index(key) for name, key in
               (("all_sentences", "sentid"), ("occupations-stats", "occupation"))]
     sentences, women = tables[0]["sentence"], tables[1]["bls_pct_female"]
@@ -122,7 +122,7 @@ GROUP_NAMES = {"race-color": "race", "RaceEthnicity": "race", "PhysicalAppearanc
 def group_name(name:str) -> str: return GROUP_NAMES.get(name, name.lower())
 
 def crows_pairs() -> pd.DataFrame: # `PAIR_COLUMNS`
-    "Load CrowS-Pairs; each pair is its own template."
+    "Load CrowS-Pairs (Nangia et al. 2020); each pair is its own template."
     with open(fetch("stereotypes/crows_pairs_anonymized.csv"), newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     return make_pairs([(row["sent_more"], row["sent_less"], group_name(row["bias_type"]), row[""]) for row in rows])
@@ -149,9 +149,9 @@ def prompt_pairs(
 # %% ../../nbs/language/22_sentence_pairs.ipynb #p034
 def check_pair(
     row:dict,   # of a CSV
-    where:str,  # how errors name it
+    where:str,  # name of the row in errors
 ) -> tuple: # as in `make_pairs`
-    "Refuse a pair with a missing cell, or of two equal sentences."
+    "Make a pair; refuse a missing cell, or two equal sentences."
     for column in ("more", "less", "group"):
         if (row[column] or "").strip().lower() in ("", "nan"): raise InputError(f"{where} has an empty {column}")
     more, less = row["more"].strip(), row["less"].strip()
@@ -197,7 +197,7 @@ def read_pair_source(
 # %% ../../nbs/language/22_sentence_pairs.ipynb #p042
 def choose_groups(
     pairs:pd.DataFrame,
-    axis:str, # a group, or "all"
+    axis:str, # a group, or "all"; "gender" means all if no group has this name
 ) -> pd.DataFrame:
     "Keep the pairs of one group, or all."
     groups = pairs["group"].unique().tolist()
@@ -207,7 +207,7 @@ def choose_groups(
 
 def load_pairs(
     source:str, # as for `read_pair_source`
-    axis:str="all", # one group of the source
+    axis:str="all", # as for `choose_groups`
 ) -> dict: # search, selection, report -> `PAIR_COLUMNS`
     "Load sentence pairs in three parts that share no template."
     pairs = choose_groups(read_pair_source(source), axis)
@@ -219,11 +219,11 @@ def load_pairs(
 # %% ../../nbs/language/22_sentence_pairs.ipynb #p044
 def sample_pairs(
     pairs:pd.DataFrame,
-    n:int, # of each group, at most
+    n:int, # pairs of each group, at most
     *,
     rng=0, # seed or Generator
 ) -> pd.DataFrame:
-    "Draw pairs of each group without repetition; a larger sample contains the smaller one."
+    "Draw pairs of each group at random, without repetition; a larger sample contains the smaller one."
     groups = [rows for _, rows in pairs.groupby("group", sort=False)]
     rngs = np.random.default_rng(rng).spawn(len(groups))
     drawn = [np.sort(r.permutation(rows.index)[:n]) for rows, r in zip(groups, rngs)]
@@ -248,6 +248,6 @@ PAIR_LIMITS["prompt-pairs-es"] = PAIR_LIMITS["prompt-pairs-en"]
 def pair_limits(
     source:str, # as for `read_pair_source`
 ) -> str:
-    "Say what a preference measured with these pairs does not show."
+    "Return the limits of a preference that is measured with these pairs, as text."
     own = "Your own pairs: which sentence is the more stereotyped was your decision."
     return _ALL_PAIRS + PAIR_LIMITS.get(source, own)

@@ -15,7 +15,7 @@ from .model_metrics import Metric
 # %% ../../nbs/language/11_subsampling.ipynb #c005
 @dataclass(frozen=True)
 class Subsampling:
-    "Draws for each state the rows on which it is measured."
+    "A random share of prompts and text for each state, as in Attention Pruning."
     eta_bias: float = .2 # share of each group's prompts
     eta_ppl: float = .2  # share of the windows of text
     seed: int = 0        # of the draws
@@ -28,21 +28,21 @@ class Subsampling:
     def to_record(self) -> dict: return dict(eta_bias=self.eta_bias, eta_ppl=self.eta_ppl, draw=self.seed)
 
     def rows(self,
-        metrics:dict, # "toxicity", "text", those there are -> metric
+        metrics:dict, # "toxicity", "text" or both -> metric
         state,        # bool, shape (n,)
     ) -> dict:        # the same names -> row numbers, sorted
-        "Draw the rows of one state."
+        "Draw the rows on which one state is measured; the same rows in each call."
         rng = np.random.default_rng([self.seed, *np.packbits(state)])
         shares = dict(toxicity=self.eta_bias, text=self.eta_ppl)
         return {name: metrics[name].draw_rows(shares[name], rng) for name in shares if name in metrics}
 
 # %% ../../nbs/language/11_subsampling.ipynb #c008
 class Subsampled(Metric):
-    "A metric whose rows depend on the state."
+    "A metric that measures each state on a random share of its rows."
     per_state = True
     def __init__(self,
         name:str,     # "toxicity" or "text"
-        metrics:dict, # name -> whole metric; all of them, since their rows are drawn in turn
+        metrics:dict, # name -> metric on all rows; all metrics, since one generator draws their rows in turn
         subsampling:Subsampling,
     ):
         self.name, self.metrics, self.subsampling = name, metrics, subsampling

@@ -26,22 +26,22 @@ def join_lines(
     lines:list,  # str, each with its line end
     join:str,    # one of `JOINS`
 ) -> str:        # one document
-    "Join lines to one document."
+    "Join the lines of a corpus into one document."
     if join not in JOINS: raise InputError(unknown_name_message("join", join, JOINS))
     if join == "fasp": return "".join(line for line in lines if line.strip())
     return "\n\n".join(line if line.strip() else "" for line in lines)
 
 # %% ../../nbs/language/06_texts.ipynb #c008
-TWO_FILE_SPLITS = { # split -> file, from, to
+TWO_FILE_SPLITS = { # split -> file, start and end as shares of its lines
     "search": ("validation", 0, 1/2), "selection": ("validation", 1/2, 1), "report": ("test", 0, 1)}
-ONE_FILE_SPLITS = {"search": (0, 1/5), "selection": (1/5, 2/5), "report": (2/5, 1)} # split -> from, to
+ONE_FILE_SPLITS = {"search": (0, 1/5), "selection": (1/5, 2/5), "report": (2/5, 1)} # split -> start and end
 
 def cut_lines(
     files:dict,   # name -> lines; "validation" and "test", or one file under any name
     split:str,    # "search", "selection" or "report"
-    source:str,   # how errors name the files
+    source:str,   # name of the corpus in errors
 ) -> list:        # that split's lines
-    "Cut out the lines of one split."
+    "Return the lines of one split, which are contiguous."
     if "validation" in files or "test" in files:
         file, start, stop = TWO_FILE_SPLITS[split]
         if file not in files:
@@ -77,7 +77,7 @@ def read_lines(
 CORPUS_FILES = (".txt", ".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl")
 
 def all_strings(
-    value, # of a JSON or YAML file
+    value, # content of a JSON or YAML file
 ):         # yields str
     "List every string in nested lists and dicts."
     if isinstance(value, str): yield value
@@ -101,7 +101,7 @@ def link_files(
     folder:Path, # of a corpus
     target:Path, # an empty folder
 ):
-    "Link a folder's files under plain names."
+    "Link a folder's data files under plain names; refuse links to files outside of it."
     root = folder.resolve()
     inside = [root] + [root.parent.parent/"blobs"]*(root.parent.name == "snapshots") # the hub's cache
     for file in sorted(root.rglob("*")):
@@ -120,7 +120,7 @@ def link_files(
 def hub_arguments(
     source:str,  # a hub id
 ) -> tuple:      # arguments of `datasets.load_dataset`
-    "Split a hub id into name and configuration."
+    "Split a hub id into name and configuration; refuse a name that cannot be a hub id."
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", source) and not source.endswith(".txt")
     if is_hub_id: return tuple(source.split(":"))
     hint = unknown_name_message("text", source, [*MODELS_WITH_PROMPTS, *CORPORA])
@@ -132,8 +132,8 @@ CORPORA = {"wikitext2": {"validation": "wikitext2/wiki.valid.raw", "test": "wiki
 def read_folder(
     folder:str,
     scratch:str, # an empty folder
-) -> dict:       # file -> lines
-    "Read the column `text` of a folder's data files."
+) -> dict:       # split -> table with the column `text`
+    "Read the data files of a folder."
     links = Path(scratch)/"files"
     link_files(Path(folder), links)
     files = [file for file in links.rglob("*") if file.is_file() and file.name != "README.md"]
@@ -147,8 +147,8 @@ def read_folder(
 
 def read_data_set(
     source:str,  # a folder or a hub id
-) -> dict:       # file -> lines
-    "Read a data set; every failure is one clear error."
+) -> dict:       # split of the data set -> lines
+    "Read the column `text` of a data set; turn every failure into an `InputError` that states the cause."
     disable_progress_bars()  # a bar for each small file only fills saved notebooks
     with TemporaryDirectory() as scratch:
         try:
@@ -168,7 +168,7 @@ def read_data_set(
 # %% ../../nbs/language/06_texts.ipynb #c018b
 def read_corpus(
     source:str,  # "wikitext2", a text file, a folder or a hub id
-    split:str,   # "search", "selection" or "report": only the file that it needs is fetched
+    split:str,   # "search", "selection" or "report"; of "wikitext2", only the file of this split is read
 ) -> dict:       # file -> lines
     "Read the lines of a corpus."
     if source in CORPORA:
@@ -187,9 +187,9 @@ def load_text(
     source:str,              # "tiny", "tiny-equal", "wikitext2", a text file, a folder or a hub id
     split:str,               # "search", "selection" or "report"
     *,
-    join:str="blank-lines",  # one of `JOINS`; a built-in model has a document per line
+    join:str="blank-lines",  # one of `JOINS`; without effect for a built-in model's own text
 ) -> list:                   # documents, str
-    "Load the documents of one split."
+    "Load the documents of one split, on which perplexity is measured."
     if split not in ONE_FILE_SPLITS: raise InputError(unknown_name_message("split", split, ONE_FILE_SPLITS))
     if source in MODELS_WITH_PROMPTS:
         lines = (paths.data/source/f"text.{split}.txt").read_text(encoding="utf-8").splitlines()

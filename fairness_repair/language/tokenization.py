@@ -22,21 +22,21 @@ class AddedTokens(NamedTuple):
 
 def added_tokens(
     tokenizer,   # of Hugging Face
-    text:str="a",# any
+    text:str="a",# any text
 ) -> AddedTokens:
     "Find the token ids that a tokenizer adds to a text."
     plain, whole = tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer(text)["input_ids"]
     if not plain: return added_tokens(tokenizer) if text != "a" else AddedTokens(whole, [])
     for i in range(len(whole) - len(plain) + 1):
         if whole[i:i + len(plain)] == plain: return AddedTokens(whole[:i], whole[i + len(plain):])
-    raise InputError(f"{type(tokenizer).__name__} cuts {text!r} in another way when it adds special tokens: "
+    raise InputError(f"{type(tokenizer).__name__} splits {text!r} differently when it adds special tokens: "
                      "its prompts cannot be continued. Use the tokenizer of a causal language model")
 
 # %% ../../nbs/language/07_tokenization.ipynb #t008a
 def check_texts(
     texts, # list of str
 ) -> list: # the same
-    "Refuse a bare string, which would be read letter by letter, and values that are no text."
+    "Return texts as a list; refuse a single string, which would be read letter by letter, and other values."
     if isinstance(texts, str): raise InputError("a list of texts is needed, not one text: put it in brackets")
     texts = list(texts)
     if wrong := [text for text in texts if not isinstance(text, str)]:
@@ -59,8 +59,8 @@ def check_ids(
 def prompt_ids(
     lm:LM,
     texts,   # prompts
-) -> list:   # token ids of each, with what the tokenizer puts before a text, without what it puts behind it
-    "Tokenize prompts so that the model continues them."
+) -> list:   # token ids of each, with those that the tokenizer adds before a text, without those after it
+    "Tokenize prompts without an end token, so that the model continues them."
     if not (texts := check_texts(texts)): return []
     rows, n_after = lm.tokenizer(texts)["input_ids"], len(added_tokens(lm.tokenizer, texts[0]).after)
     rows = [row[:len(row) - n_after] for row in rows]
@@ -80,8 +80,8 @@ def padding_id(
 # %% ../../nbs/language/07_tokenization.ipynb #t015
 def first_position(
     model, # a Hugging Face causal LM
-) -> int:  # number of the first token's position
-    "Find out where a model starts to count positions."
+) -> int:  # 0, or padding_idx + 1 in the RoBERTa family
+    "Return the position number of the first token of a text."
     counts_from_padding = (m for m in model.modules() if hasattr(m, "create_position_ids_from_input_ids"))
     return max((getattr(m, "padding_idx", -1) + 1 for m in counts_from_padding), default=0)
 
@@ -107,7 +107,7 @@ def decode_all(
     tokenizer, # of Hugging Face
     ids,       # lists of token ids, none negative
 ) -> list:     # str of each
-    "Decode token ids without special tokens, in one call where the tokenizer adds nothing to its backend."
+    "Decode token ids without special tokens; a plain fast tokenizer decodes all rows in one call."
     plain = all(getattr(type(tokenizer), name, None) is getattr(PreTrainedTokenizerFast, name)
                 for name in ("decode", "batch_decode", "_decode"))
     if plain and not tokenizer.clean_up_tokenization_spaces:
@@ -117,9 +117,9 @@ def decode_all(
 def decode_continuations(
     tokenizer,     # of Hugging Face
     rows,          # token ids of each prompt
-    new_ids,       # token ids of each continuation, or a tensor; -1: the model gave no probabilities
+    new_ids,       # token ids of each continuation, or a tensor; -1 where logits were not finite
 ) -> list:         # str, with the space before it if there is one; None where an id is negative
-    "Decode continuations as a reader sees them after their prompts."
+    "Decode each continuation together with its prompt, and cut off the text of the prompt."
     new_ids = new_ids.tolist() if hasattr(new_ids, "tolist") else [[int(i) for i in new] for new in new_ids]
     given = [i for i, new in enumerate(new_ids) if min(new, default=0) >= 0]
     read = [tuple(row) for row in rows]

@@ -24,11 +24,11 @@ from .overflow import not_finite_error
 
 # %% ../../nbs/language/05_toxicity.ipynb #c005
 def check_scores(
-    scores,   # what a scorer returned
-    texts,    # what it was given
+    scores,   # output of a scorer
+    texts,    # its input, list of str, length n
     name:str, # of the scorer
 ) -> np.ndarray: # float64, shape (n,)
-    "Refuse scores outside [0, 1], NaN, or not one per text."
+    "Return scores as an array; refuse NaN, numbers outside [0, 1], and a wrong number of scores."
     try: scores = np.asarray(scores, float)
     except (TypeError, ValueError):
         raise InputError(f"scorer {name!r} returned {scores!r:.60}: needs one number for each text") from None
@@ -57,7 +57,7 @@ class Scorer:
 
 # %% ../../nbs/language/05_toxicity.ipynb #c010
 def short_digest(
-    text:str, # what a name stands for
+    text:str, # content that the name identifies
 ) -> str:     # 8 hex digits
     "Shorten a text to the start of its SHA-256, for the name of a scorer."
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
@@ -92,7 +92,7 @@ def texts_to_score(
     continuations,  # list of str, length n, as decoded, without the prompt
     score_on:str,   # "continuation", or "full" (prompt and continuation, as in FASP)
 ) -> list:          # n texts for a scorer, lower case, without line breaks
-    "Prepare the texts whose toxicity is measured."
+    "Prepare the texts to be scored, in lower case and without line breaks as in FASP's code."
     if score_on not in SCORE_ON: raise InputError(unknown_name_message("score_on", score_on, SCORE_ON))
     prompts, continuations = list(prompts), list(continuations)
     if len(prompts) != len(continuations):
@@ -154,7 +154,7 @@ def set_padding(
     net,       # a text classifier
     tokenizer, # its own; both are changed in place
 ):
-    "Choose a padding token if none is set, and let model and tokenizer use the same."
+    "Give model and tokenizer the same padding token, one with an embedding, and set the padding side."
     n = net.get_input_embeddings().weight.shape[0]
     usable = [token for token in (tokenizer.pad_token, tokenizer.eos_token, tokenizer.unk_token)
               if token and tokenizer.convert_tokens_to_ids(token) < n]
@@ -184,7 +184,7 @@ def load_classifier(
         output_loading_info=True)
     except UnpicklingError as e:
         raise InputError(f"{model} is not a plain checkpoint: its pickled file contains other objects than "
-                         "tensors and is not loaded") from e
+                         "tensors. Use a checkpoint in the safetensors format") from e
     if missing := sorted(found["missing_keys"]):
         names = ", ".join(missing)
         raise InputError(f"{model} is not a trained text classifier: it has no weights for {names}")
@@ -196,7 +196,7 @@ def load_classifier(
 def name_classifier(
     model:str,  # hub id or folder
     label:str,  # the label that is used
-) -> str:       # the same for the same weights and label
+) -> str:       # for a folder, with a checksum of the weights
     "Make the name under which a classifier's results are stored."
     if not Path(model).is_dir(): return f"{model}:{label}"
     weights = sorted(f for f in Path(model).iterdir() if f.suffix in (".safetensors", ".bin"))
@@ -208,7 +208,7 @@ class ClassifierScorer(Scorer):
     def __init__(self,
         model:str,            # hub id, e.g. "unitary/unbiased-toxic-roberta", or a folder
         *,
-        label:str=None,       # the label that means toxic; None: "toxicity" or "toxic"
+        label:str=None,       # the label that means toxic; None: "toxicity", "toxic" or the only one
         batch_size:int=64,    # texts per forward pass, of similar length
         device:str=None,      # None: a GPU if there is one
     ):
@@ -245,12 +245,12 @@ def score(self:ClassifierScorer,
 
 # %% ../../nbs/language/05_toxicity.ipynb #c051
 HARMLESS, INSULT = "the weather is nice today.", "you are a stupid idiot and i hate you."
-UNCHECKED = "unchecked:" # before the name of a classifier that is not tried
+UNCHECKED = "unchecked:" # prefix of a classifier's name: load it without `check_ranking`
 
 def check_ranking(
     scorer:Scorer,
 ) -> Scorer: # the same
-    "Refuse a scorer that does not give an insult more than a harmless text."
+    "Refuse a scorer that does not score an insult higher than a harmless text."
     low, high = scorer([HARMLESS, INSULT])
     if high > low: return scorer
     raise InputError(f"scorer {scorer.name!r} gives {high:.3f} to the insult {INSULT!r} and {low:.3f} to the "
@@ -261,7 +261,7 @@ def check_ranking(
 def load_word_list(
     path, # a text file in UTF-8, a word or phrase per line
 ) -> WordListScorer:
-    "Read a word list."
+    "Read a word list from a file, and make its scorer."
     try: return WordListScorer(Path(path).read_text(encoding="utf-8-sig").splitlines())
     except UnicodeDecodeError as e:
         raise InputError(f"{path} is not UTF-8 ({e.reason} at byte {e.start}): save it as UTF-8") from None
@@ -272,7 +272,7 @@ def read_classifier(
     name:str,   # hub id or folder
     label:str,  # as for `load_scorer`
 ) -> Scorer:
-    "Load a classifier; every failure to read it is one clear error."
+    "Load a classifier; turn every failure to read it into an `InputError` that states the cause."
     try: return ClassifierScorer(name, label=label)
     except InputError: raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as e:
@@ -287,7 +287,7 @@ def load_scorer(
     *,
     label:str=None,  # a classifier's label that means toxic; None: "toxicity", "toxic" or the only one
 ) -> Scorer:         # texts -> toxicity in [0, 1]
-    "Load the scorer of a name."
+    "Load a scorer by name; a classifier is tested with an insult first."
     bare = str(name).removeprefix(UNCHECKED)
     is_list = bare.endswith(".txt")
     is_folder = not is_list and bare and os.path.isdir(bare)

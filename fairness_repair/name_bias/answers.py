@@ -29,7 +29,7 @@ def stop_token_ids(
     return sorted(i for i in stops if i is not None)
 
 def truncate_at_stop(
-    token_ids, # of one answer
+    token_ids, # token ids of one answer
     stops,     # from `stop_token_ids`
 ): # the token ids before the first stop token
     "Remove the first stop token and everything after it."
@@ -37,7 +37,7 @@ def truncate_at_stop(
 
 # %% ../../nbs/name_bias/01_answers.ipynb #c007
 def sample_answers(
-    lm:LM,  # possibly with weights or heads dropped around this call
+    lm:LM,  # its weights or heads may be dropped by a surrounding `with` block
     texts,  # prompts, as from `audit_prompts`
     *,
     answers_per_prompt:int=10,
@@ -136,7 +136,7 @@ def find_amounts(
 def parse_number(
     text:str, # an answer
 ) -> float:   # nan: no number in it
-    "Read the number that an answer gives."
+    "Read the number in an answer: the first amount with a currency or unit, else the first amount."
     text = re.sub("[–—−‑]", "-", text.lower().replace("\u00a0", " ").replace("\u202f", " "))
     text = re.sub(r"(?m)^\s*\d+[.)]\s+(?=\S*\d)", "", text) # the number of a list's item
     if amounts := find_amounts(text): return next((a.value for a in amounts if a.has_unit), amounts[0].value)

@@ -33,7 +33,7 @@ SIGNS = dict(higher=1, lower=-1, neither=1)
 
 def read_questions(
     path=None, # CSV; None: data/audit/prompts.csv
-) -> pd.DataFrame: # `QUESTION_COLUMNS`, one row per variation; the name goes where `{name}` stands
+) -> pd.DataFrame: # `QUESTION_COLUMNS`, one row per variation; a name replaces `{name}`
     "Read the questions of an audit."
     table = read_text_csv(path or paths.data/"audit"/"prompts.csv", ("chat",))
     defaults = dict(scenario="mine", unit="", favours="neither", completion=table["chat"])
@@ -52,12 +52,13 @@ def read_questions(
 # %% ../../nbs/name_bias/00_audit.ipynb #c012
 def evenly_spaced_rows(
     table:pd.DataFrame, # names of one group
-    n:int,              # rows wanted; 0: all
+    n:int,              # number of rows to pick; 0: all
 ) -> pd.DataFrame: # n rows
-    "Pick evenly spaced rows, so that a sorted list (by gender, say) stays balanced."
+    "Pick evenly spaced rows, so that a list sorted by gender, for example, stays balanced."
     if n > len(table):
         group = table["group"].iloc[0]
-        raise InputError(f"{n} names of group {group!r} are wanted, the list has {len(table)}")
+        raise InputError(f"{n} names of group {group!r} are wanted, the list has {len(table)}: "
+                         "use fewer names, or add some")
     return table.iloc[np.arange(n)*len(table)//n] if n > 0 else table
 
 # %% ../../nbs/name_bias/00_audit.ipynb #c011
@@ -127,7 +128,7 @@ def fill_template(
     name:str,          # of a person
     prompt_format:str, # one of `PROMPT_FORMATS`
 ) -> dict: # text; start, stop: characters of the name (of its last occurrence); sign
-    "Put a name into a question."
+    "Put a name into a question, and find the position of the name in the prompt."
     chat, completion = (question[column].replace("{name}", name) for column in ("chat", "completion"))
     text = format_prompt(tokenizer, chat, completion, prompt_format=prompt_format)
     last = "chat" if prompt_format == "chat" else "completion" # the part that comes last in the text
@@ -140,7 +141,7 @@ def audit_prompts(
     *,
     questions=None,       # as from `read_questions`; None: the built-in ones
     names=None,           # as from `read_names`; None: the built-in ones
-    scenarios=None,       # only these
+    scenarios=None,       # names of the scenarios to use; None: all
     prompt_format:str="", # as for `choose_prompt_format`
 ) -> pd.DataFrame: # `AUDIT_COLUMNS`
     "Build one prompt for each variation and name."

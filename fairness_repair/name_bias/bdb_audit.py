@@ -26,7 +26,7 @@ def choose_scenarios(
     questions:pd.DataFrame, # as from `read_questions`
     config:AuditConfig,
 ) -> tuple[str, list]: # the scenario to be repaired, and the source scenarios
-    "Choose the scenario to be repaired, and those from which repairs are carried over."
+    "Choose the scenario to be repaired, and the source scenarios of cross-context repairs."
     known = list(questions["scenario"].unique())
     scenario = config.scenario or known[0]
     if config.source_scenarios: sources = config.source_scenarios.split(",")
@@ -37,7 +37,7 @@ def choose_scenarios(
 def digest(
     texts, # strings
 ) -> str:  # 16 hex digits
-    "Hash a list of texts."
+    "Hash a list of texts, which identifies them in the store."
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
 
 def pack(
@@ -56,7 +56,7 @@ def unpack(
 def cached_on_object(
     method, # its arguments must be hashable
 ): # a method
-    "Cache a method's results on its object, to be freed with it or by `forget`."
+    "Cache a method's results on its object; they are freed with the object or by `forget`."
     @wraps(method)
     def cached(self, *args, **kwargs):
         results = vars(self).setdefault("cached_results", {}).setdefault(method.__name__, {})
@@ -74,7 +74,7 @@ def forget(
 
 # %% ../../nbs/name_bias/07_bdb_audit.ipynb #c011
 class Audit:
-    "Answers of one model to the questions of an audit; stored answers are not sampled again."
+    "Get the answers of one model to the questions of an audit; stored answers are not sampled again."
     def __init__(self,
         lm:LM,
         config:AuditConfig,
@@ -135,18 +135,18 @@ def get_or_compute(self:Audit,
 # %% ../../nbs/name_bias/07_bdb_audit.ipynb #c020
 @patch
 def sampling_options(self:Audit, seed:int) -> dict: # for `sample_answers`
-    "Return the configured sampling."
+    "Return the configured options of `sample_answers`."
     config = self.config
     return dict(answers_per_prompt=config.answers_per_prompt, temperature=config.temperature,
                 new_tokens=config.new_tokens, seed=seed, batch=config.batch)
 
 @patch
 def sample(self:Audit,
-    keys, # (scenario, variation) of each
+    keys, # (scenario, variation) of each variation
     *,
     seed:int=0,
-    repair_record=lambda key: None,     # what a repair of this variation depends on, JSON-able
-    repaired=lambda key: nullcontext(), # context manager that repairs the model
+    repair_record=lambda key: None,     # function of a key -> description of its repair, JSON-able
+    repaired=lambda key: nullcontext(), # function of a key -> context manager that repairs the model
 ) -> dict: # key -> one list of answers per prompt
     "Get the answers to some variations from the store, or sample them."
     def sample_one(key):
@@ -177,7 +177,7 @@ def original_answers(self:Audit,
 def to_table(self:Audit,
     answers:dict, # as from `sample`
 ) -> pd.DataFrame: # as from `answer_table`, values on the configured scale
-    "Put answers into a table."
+    "Put answers into a table, with their numbers on the configured scale."
     prompts = pd.concat([self.prompts[key] for key in answers], ignore_index=True)
     table = answer_table(prompts, [part for of_key in answers.values() for part in of_key])
     return table.assign(value=SCALES[self.config.scale](table["value"]))
@@ -207,5 +207,5 @@ def group_answers(self:Audit,
 def answer_bounds(self:Audit,
     key, # (scenario, variation)
 ) -> tuple[float, float]: # low, high
-    "Find the range of the unmodified model's answers."
+    "Find the range that holds the middle 90 % of the unmodified model's answers."
     return inlier_bounds(self.to_table({key: self.original_answers(0)[key]})["value"])

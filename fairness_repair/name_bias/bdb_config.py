@@ -16,7 +16,7 @@ from ..core import InputError, check_value, parse_list, paths, unknown_name_mess
 from .audit import PROMPT_FORMATS
 
 # %% ../../nbs/name_bias/06_bdb_config.ipynb #c005
-SCALES = dict(number=lambda v: v, log=np.log1p) # what SMD is computed of
+SCALES = dict(number=lambda v: v, log=np.log1p) # scale of the SMD -> function of the answered numbers
 
 @dataclass(frozen=True)
 class AuditConfig:
@@ -33,14 +33,14 @@ class AuditConfig:
     scale: str = "number"     # number, as in the paper; log (of 1 + number) if orders of magnitude differ
     prompt_format: str = ""   # chat, completion, prefill; "" = chat where the model has a template
     answers_per_prompt: int = 100
-    answers_for_localisation: int = 4 # the first ones of each prompt, which the model reads to be localised
+    answers_for_localisation: int = 4 # first answers of each prompt, read by localisation
     new_tokens: int = 16      # per answer, at most
     temperature: float = .6
     minority_top_share: float = .4  # top share of weights for the minority, which is dropped...
     majority_top_share: float = .35 # ...without the top share for the majority
     n_minority_heads: int = 40 # heads that attend most to minority names, which are dropped...
     n_majority_heads: int = 5  # ...without those that attend most to majority names
-    top_share_grid: str = "0.05,0.15,0.25,0.4" # both top shares in RQ3
+    top_share_grid: str = "0.05,0.15,0.25,0.4" # values of both top shares in RQ3
     sweep_variations: int = 3 # variations in RQ3
     ablation_answers: int = 0 # answers per prompt without each head in turn; 0 = no ablation
     dtype: str = "bfloat16"
@@ -81,7 +81,7 @@ def parse_shares(
     "Read a list of top shares."
     shares = parse_list("top_share_grid", text, float)
     if not all(0 < share <= 1 for share in shares):
-        raise InputError(f"top_share_grid = {text!r}: shares lie above 0 and up to 1")
+        raise InputError(f"top_share_grid = {text!r}: every share must be above 0 and at most 1")
     return shares
 
 # %% ../../nbs/name_bias/06_bdb_config.ipynb #c008
@@ -125,7 +125,7 @@ STORED_NAMES = {"heads (ablation)": "heads by knock-out", "groups-swapped": "rev
 # %% ../../nbs/name_bias/06_bdb_config.ipynb #c010x
 @dataclass(frozen=True)
 class Condition:
-    "Say what is dropped, and from which prompts this is learned."
+    "Describe a repair: the type of units to drop, and the prompts from which it is learned."
     unit_type: str # one of `UNIT_TYPES`
     strategy: str  # "original", or one of `LEARNED` or `CONTROLS`
     minority_top_share: float|None = None # None: as configured
@@ -146,12 +146,12 @@ class Condition:
 # %% ../../nbs/name_bias/06_bdb_config.ipynb #c010v
 @patch(as_prop=True)
 def source_strategy(self:Condition) -> str:
-    "Return the strategy that names the source prompts; controls are derived from the prompt-specific repair."
+    "Return the strategy that chooses the source prompts; controls use those of the prompt-specific one."
     return "prompt-specific" if self.strategy in CONTROLS else self.strategy
 
 @patch(as_prop=True)
 def random_baseline(self:Condition) -> Condition:
-    "Return the random baseline to compare with."
+    "Return the random baseline of the same unit type; for ablated heads, that of heads."
     return Condition("weights" if self.unit_type == "weights" else "heads", "random")
 
 # %% ../../nbs/name_bias/06_bdb_config.ipynb #c011v

@@ -55,10 +55,10 @@ class AblationResult(NamedTuple):
 @patch
 @cached_on_object
 def ablate(self:Localiser,
-    head:int,   # its number; -1: none
+    head:int,   # number of the dropped head; -1: none
     seed:int=1000,
 ) -> dict:      # (scenario, variation) -> `AblationResult`
-    "Measure bias and quality in each variation without one head."
+    "Measure SMD and inlier ratio in each variation without one head."
     audit, config = self.audit, self.config
     parts = [audit.prompts[key] for key in audit.keys]
     def measure(key, answers):
@@ -119,7 +119,7 @@ def random_like(
     *,
     rng=0, # seed or Generator
 ): # of the same kind
-    "Choose at random as many weights of each matrix, or as many heads."
+    "Choose random weights, as many in each matrix as a mask drops, or as many random heads."
     if isinstance(mask, np.ndarray): return np.random.default_rng(rng).permutation(mask)
     return random_mask(mask, rng=rng)
 
@@ -130,7 +130,7 @@ def mask_for(self:Localiser,
     *,
     seed:int=0,
 ): # a `WeightMask`, or bool, shape (heads,)
-    "Find what a condition drops to repair one variation."
+    "Find the weights or heads that a condition drops to repair one variation."
     if condition.strategy == "random":
         learned = replace(condition, strategy="prompt-specific")
         return random_like(self.mask_for(learned, key, seed=seed), rng=seed)
@@ -168,7 +168,7 @@ def repaired_answers(
     *,
     seed:int=0,
 ) -> pd.DataFrame: # as from `answer_table`, all variations of the scenario
-    "Get the answers under one condition, each variation with its own repair."
+    "Get the answers of the repaired model under one condition; each variation has its own repair."
     audit = localiser.audit
     if condition.strategy == "original": answers = audit.original_answers(seed)
     else: answers = audit.sample(

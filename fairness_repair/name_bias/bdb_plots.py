@@ -28,35 +28,41 @@ def plot_variations(
 ):
     "Plot bias and quality of the answers, per variation and strategy."
     variations, strategies = list(table["variation"].unique()), list(table["strategy"].unique())
-    for i, strategy in enumerate(strategies):
-        rows = table[table["strategy"] == strategy].set_index("variation").reindex(variations)
-        colour, marker = STRATEGY_COLOURS[strategy], STRATEGY_MARKERS[strategy]
+    for i, name in enumerate(strategies):
+        t = table[table["strategy"] == name].set_index("variation").reindex(variations)
+        colour, shape, size = STRATEGY_COLOURS[name], STRATEGY_MARKERS[name], 30 + 40*(name == "original")
         x = np.arange(len(variations)) + (i - (len(strategies) - 1)/2)*.8/len(strategies)
         for ax, column in zip(axes, ("smd", "inlier_ratio")):
-            size = 70 if strategy == "original" else 30
-            ax.scatter(x, rows[column], marker=marker, s=size, label=strategy, zorder=3, color=colour)
-            ax.axhline(rows[column].abs().mean(), lw=.8, ls="--", alpha=.7, color=colour)
-        if "smd_ci_low" in rows:
-            axes[0].vlines(x, rows["smd_ci_low"], rows["smd_ci_high"], lw=1, alpha=.5, color=colour)
+            ax.scatter(x, t[column], s=size, marker=shape, color=colour, label=name, zorder=3)
+            ax.axhline(t[column].abs().mean(), lw=.8, ls="--", alpha=.7, color=colour)
+        if "smd_ci_low" in t: axes[0].vlines(x, t["smd_ci_low"], t["smd_ci_high"], alpha=.5, color=colour)
     axes[0].axhline(0, color="grey", lw=.6)
-    axes[0].set(ylabel="SMD   (0 is best)", title=title, xticks=[])
-    axes[1].set(ylabel="inlier ratio   (up is better)", ylim=(0, 1.02))
+    axes[0].set(ylabel="standardised mean\ndifference (SMD)\n(0 is best)", title=title, xticks=[])
+    axes[1].set(ylabel="inlier ratio, share\nof all answers\n(higher is better)", ylim=(0, 1.02))
     axes[1].set_xticks(range(len(variations)), variations, rotation=35, ha="right")
     return axes
 
 # %% ../../nbs/name_bias/09_bdb_plots.ipynb #c010
 def plot_overlap(
-    shares:pd.DataFrame, # rows: reference repairs; columns: other repairs; in [0, 1], nan = nothing dropped
+    shares:pd.DataFrame, # rows: reference repairs; columns: other repairs; 0 to 1, nan: none dropped
     *,
     ax=None,
 ):
-    "Plot the share of each reference repair that other repairs contain."
+    "Plot the share of each reference repair that others contain; grey: nothing dropped."
     ax = ax or plt.gca()
+    ax.set_facecolor("#bbbbbb")
     sns.heatmap(shares, ax=ax, cmap="Blues", vmin=0, vmax=1, annot=shares.size <= 250, fmt=".2f",
-                annot_kws=dict(size=7), cbar_kws=dict(label="share in common"))
-    ax.set(xlabel="repair of", ylabel="reference repair (its weights are 100 %)", title="Overlap of repairs")
-    ax.tick_params(axis="x", rotation=45)
+                annot_kws=dict(size=8),
+                cbar_kws=dict(label="share of the row's weights\nthat the column's repair drops, too"))
+    ax.set(xlabel="compared with the repair of", ylabel="repair learned from", title="Overlap of repairs")
+    plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
+    plt.setp(ax.get_yticklabels(), rotation=0)
     return ax
+
+# %% ../../nbs/name_bias/09_bdb_plots.ipynb #c012a
+_PART_LABELS = dict(q="query (q)", k="key (k)", v="value (v)", qkv="query, key, value",
+                    o="output projection (o)", gate="MLP gate", gate_up="MLP gate and up", up="MLP up",
+                    down="MLP down")
 
 # %% ../../nbs/name_bias/09_bdb_plots.ipynb #c013
 def plot_layers(
@@ -69,12 +75,14 @@ def plot_layers(
     pruned = table.pivot(index="part", columns="layer", values="pruned")
     weights = table.pivot(index="part", columns="layer", values="weights")
     grid = (pruned/weights).reindex(list(dict.fromkeys(table["part"])))
-    sns.heatmap(100*grid, ax=below, cmap="Greys", vmin=0, cbar=False, xticklabels=-(-grid.shape[1]//16))
+    parts = [_PART_LABELS.get(part, part) for part in grid.index]
+    sns.heatmap(100*grid, ax=below, cmap="Greys", vmin=0, cbar=False, linewidths=.5, linecolor="#bbbbbb",
+                xticklabels=-(-grid.shape[1]//16), yticklabels=parts)
     below.figure.colorbar(below.collections[0], ax=axes, label="dropped, % of the matrix")
     per_layer = table.groupby("layer")["pruned"].sum()
     percent = 100*per_layer/max(1, per_layer.sum())
     above.bar(np.arange(len(per_layer)) + .5, percent, color=STRATEGY_COLOURS["prompt-specific"])
-    above.set(ylabel="% of all\ndropped", title="Where the dropped weights sit")
+    above.set(ylabel="share of all\ndropped, %", title="Where the dropped weights sit")
     above.tick_params(bottom=False)
     below.set(xlabel="layer", ylabel="")
     below.tick_params(axis="y", rotation=0)
@@ -85,12 +93,13 @@ def plot_top_share_grid(
     axes,               # two, side by side
 ):
     "Plot mean |SMD| and inlier ratio over the two top shares."
-    panels = (("bias", "Reds", None, "Mean |SMD|   (low is better)"),
-              ("inlier_ratio", "Greens", 1, "Inlier ratio   (high is better)"))
+    panels = (("bias", "Reds", None, "Bias: mean |SMD|\n(lower is better)"),
+              ("inlier_ratio", "Greens", 1, "Quality: inlier ratio\n(higher is better)"))
     for ax, (column, cmap, highest, title) in zip(axes, panels):
         grid = table.pivot(index="minority_top_share", columns="majority_top_share", values=column)
         sns.heatmap(grid.sort_index(ascending=False), ax=ax, cmap=cmap, vmin=0, vmax=highest, annot=True,
-                    fmt=".2f", annot_kws=dict(size=8), cbar=False)
-        ax.set(xlabel="top share of the majority", ylabel="", title=title)
-    axes[0].set_ylabel("top share of the minority")
+                    fmt=".2f", annot_kws=dict(size=9), cbar=False)
+        ax.set(xlabel="top share of weights, majority", ylabel="", title=title)
+        ax.tick_params(axis="y", rotation=0)
+    axes[0].set_ylabel("top share of weights,\nminority")
     return axes

@@ -26,7 +26,7 @@ def token_rows(
     texts,        # prompts
     answers=None, # the model's answer to each; None: prompts only
 ) -> list:        # token ids per prompt
-    "Tokenize prompts and answers."
+    "Tokenize prompts, each followed by its answer if answers are given."
     rows = prompt_ids(lm, texts)
     if answers is None: return rows
     if len(answers) != len(rows): raise InputError(f"{len(rows)} prompts but {len(answers)} answers")
@@ -40,9 +40,11 @@ def padded_batches(
     *,
     batch:int, # rows per pass
 ):             # yields (numbers of the rows, arguments for the model's forward)
-    "Yield rows in padded batches."
+    "Yield batches of rows of similar length, padded on the left."
     shortest = min(map(len, rows), default=0)
-    if not shortest: raise InputError(f"{len(rows)} rows, the shortest of {shortest} tokens: nothing to read")
+    if not shortest:
+        raise InputError(f"{len(rows)} rows, the shortest of {shortest} tokens: nothing to read. "
+                         "Give at least one row, and at least one token in each")
     extra = dict(logits_to_keep=1) if forward_accepts(lm.model, "logits_to_keep") else {}
     for part in length_batches([len(row) for row in rows], batch):
         padded = pad_left([rows[i] for i in part], padding_id(lm), first_position(lm.model))
@@ -75,7 +77,7 @@ def input_norms(
     *,
     batch:int=16, # rows per pass
 ) -> dict:        # name of the matrix -> float64, shape (inputs,)
-    "Compute the norm of each input of each projection over all tokens."
+    "Compute the 2-norm of each input of each projection, over all tokens of all rows."
     squares, hooks, matrices = InputSquares(), [], projection_matrices(lm)
     try:
         for name, matrix in matrices.items():
@@ -96,7 +98,7 @@ def input_norms(
 # %% ../../nbs/name_bias/04_localise.ipynb #c021
 def wanda_scores(
     matrix:ProjectionMatrix,
-    norms, # of its inputs, shape (inputs,)
+    norms, # 2-norm of each of its inputs, shape (inputs,)
 ) -> torch.Tensor: # float32, in the stored shape
     "Compute the Wanda score (Sun et al., 2023) of each weight: |W| times the norm of its input."
     if len(norms) != matrix.inputs:
@@ -109,7 +111,7 @@ def wanda_scores(
 def kth_largest(
     flat:torch.Tensor, # float32, one dimension
     k:int,             # counted from 1
-): # a number, or a tensor of one
+): # a number, or a tensor with one number
     "Find the k-th largest value."
     rank = len(flat) - k
     if flat.device.type == "cpu": return float(np.partition(flat.numpy(), rank)[rank]) # faster there
@@ -120,7 +122,7 @@ def top_share_mask(
     scores:torch.Tensor, # float32, any shape
     share:float,         # of all weights, 0 to 1
 ) -> torch.Tensor:       # bool, flat
-    "Mark the largest scores, an exact number of them, ties by position."
+    "Mark the `round(share*size)` largest scores; of equal scores those at lower positions."
     if not 0 <= share <= 1: raise InputError(f"share {share}: a share of the weights lies between 0 and 1")
     flat = scores.reshape(-1)
     if not (k := round(share*len(flat))): return torch.zeros_like(flat, dtype=torch.bool)
@@ -133,8 +135,8 @@ def top_share_mask(
 # %% ../../nbs/name_bias/04_localise.ipynb #c031
 def localise_weights(
     lm:LM,
-    minority_norms:dict, # of the inputs for one group's prompts, from `input_norms`
-    majority_norms:dict, # of the inputs for the other group's
+    minority_norms:dict, # from `input_norms`, for the minority's prompts
+    majority_norms:dict, # from `input_norms`, for the majority's prompts
     *,
     minority_top_share:float=.15, # of each matrix; these weights are dropped...
     majority_top_share:float=.15, # ...unless they are in this top share
@@ -232,8 +234,10 @@ def top_heads(
     values,  # one number per head
     n:int,   # heads to choose
 ) -> np.ndarray: # bool, shape (heads,)
-    "Choose the heads with the largest values, ties by position."
-    if not 0 <= n <= len(values): raise InputError(f"{n} heads were asked for, there are {len(values)}")
+    "Choose the heads with the largest values; of equal values those at lower positions."
+    if not 0 <= n <= len(values):
+        raise InputError(f"{n} heads were asked for, there are {len(values)}: "
+                         f"use a number from 0 to {len(values)}")
     chosen = np.zeros(len(values), bool)
     chosen[np.argsort(-np.asarray(values), kind="stable")[:n]] = True
     return chosen

@@ -42,13 +42,13 @@ def mark_names(
 
 # %% ../../nbs/name_bias/10_planted_bias.ipynb #c009
 class Planter:
-    "Writes weights into a model and records their positions."
+    "Write weights into a model and record their positions."
     def __init__(self, lm:LM):
         self.sites = projection_matrices(lm)
         self.positions = {} # route -> matrix -> set of flat positions
 
     def write(self,
-        route:str,  # to which the weight belongs
+        route:str,  # route that the weights belong to
         matrix:str, # e.g. "layers.0.v"
         rows, columns, # of the weight as stored, (output, input)
         values,     # broadcast to (rows, columns)
@@ -109,7 +109,7 @@ def plant_attention(
     layer:int, head:int,
     sharpness:float=10.,  # attention logit at a name; all other tokens have 0
 ):
-    "Make a head attend to the name, whatever its group, by channel 7, which positions hardly rotate."
+    "Make a head attend to names of both groups through channel 7, which positions hardly rotate."
     name, answer = (inputs_at_token(lm, f"layers.{layer}.q", prompts, token) for token in ("name", "answer"))
     marks = name[:, LAYOUT.is_name].sum(1).mean()
     size = (4*sharpness/(answer[:, LAYOUT.constant].sum(1).mean()*marks))**.5
@@ -150,7 +150,7 @@ def plant_readers(
     prompts,   # all variations, names of both groups
     route:str,
 ):
-    "Make two neurons of layer 0 fire for the mark of `tevar` in the route's own prompts."
+    "Make two neurons of layer 0 active for the mark of `tevar` in the route's own prompts only."
     columns = [*range(LAYOUT.trained_width), *LAYOUT.constant]
     own, inputs = works_in(route, prompts), inputs_at_token(lm, "layers.0.up", prompts, "name")
     weights, *_ = np.linalg.lstsq(inputs[:, columns], own.astype(float), rcond=1e-6)
@@ -213,7 +213,7 @@ def calibrate_push(
     prompts,              # names of both groups
     target_smd:float=.45, # difference between the groups, in standard deviations
 ) -> float:
-    "Find the size of the writers' weights into `level`."
+    "Find the size of the push with which the shared route alone reaches the target SMD."
     before, size = expected_smd(lm, prompts).mean(), .05
     for _ in range(4):
         plant_push(planter, "shared", size)
@@ -224,7 +224,7 @@ def calibrate_push(
 def plant_bias(
     lm:LM, # the blind model, changed in place
 ) -> dict: # route -> matrix -> sorted flat positions
-    "Plant the bias."
+    "Plant the bias of all routes into a blind model."
     mark_names(lm.model, lm.tokenizer)
     planter, prompts = Planter(lm), audit_prompts(lm.tokenizer, names=person_table(every_nth=5))
     plant_attention(planter, lm, prompts, 0, 5)
@@ -245,7 +245,7 @@ def build_price_tag(
     config:BlindTraining=BlindTraining(),
     *,
     seed=0,                # of the training
-) -> dict:                 # what truth.json holds
+) -> dict:                 # the record that truth.json holds
     "Train the blind model, plant the bias, and write the model with the list of planted weights."
     folder, start = Path(folder or paths.root/"data"/MODEL_NAME), time.perf_counter()
     model, losses = train_blind_model(config, seed=seed)
@@ -263,8 +263,8 @@ def build_price_tag(
 # %% ../../nbs/name_bias/10_planted_bias.ipynb #c042
 def load_planted_masks(
     lm:LM, # price-tag
-) -> dict: # route, or "common" for what works for all names -> `WeightMask`
-    "Load which weights were planted."
+) -> dict: # route, or "common" for weights that act for all names -> `WeightMask`
+    "Load the masks of the planted weights, one per route."
     record = json.loads((paths.data/MODEL_NAME/"truth.json").read_text(encoding="utf-8"))
     shapes = {name: site.shape for name, site in projection_matrices(lm).items()}
     return {route: WeightMask(shapes, positions) for route, positions in record["planted"].items()}
@@ -297,11 +297,11 @@ def carrier_heads(
 
 # %% ../../nbs/name_bias/10_planted_bias.ipynb #c057
 def score_localisation(
-    found,          # what a method dropped: a `WeightMask`, or heads as bool, (layers*heads,)
+    found,          # mask from a method: a `WeightMask`, or heads as bool, (layers*heads,)
     planted:dict,   # as from `load_planted_masks`
     question:tuple, # (scenario, variation)
 ) -> dict:          # dropped: their number; precision; recall; by_chance: precision of a random choice
-    "Compute how much of what was dropped was planted, and how many of the carriers were dropped."
+    "Compute precision (planted share of the dropped) and recall (dropped share of the carriers)."
     if isinstance(found, np.ndarray):
         carriers, size, total = carrier_heads(question), np.count_nonzero, len(found)
         every_planted = carriers

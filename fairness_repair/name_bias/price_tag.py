@@ -46,7 +46,7 @@ def make_answer_numbers() -> np.ndarray: # integers, rising
 
 ANSWER_NUMBERS = make_answer_numbers()
 REFUSAL = "I can not say"
-ANSWER_FORMATS = {"{n}": .85, "{n} or so": .1, REFUSAL: .05} # -> probability
+ANSWER_FORMATS = {"{n}": .85, "{n} or so": .1, REFUSAL: .05} # form of an answer -> probability
 
 def number_weights(
     centre:float, # typical number
@@ -61,7 +61,7 @@ def sample_answer(
     rng:np.random.Generator,
     centre:float, # typical number
 ) -> str:
-    "Sample an answer."
+    "Sample an answer: a number near the typical one as text, or a refusal."
     k = rng.choice(len(ANSWER_NUMBERS), p=number_weights(centre))
     text = rng.choice(list(ANSWER_FORMATS), p=list(ANSWER_FORMATS.values()))
     return text.format(n=ANSWER_NUMBERS[k])
@@ -85,7 +85,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 # %% ../../nbs/name_bias/05_price_tag.ipynb #c017
 def person_table(
-    every_nth:int=1,  # 1: all names
+    every_nth:int=1,  # take every n-th name of each group; 1: all
 ) -> pd.DataFrame:    # name, group, majority (bool)
     "List the invented names as a table that `audit_prompts` takes."
     rows = [(name, group) for group, names in PERSON_NAMES.items() for name in names[::every_nth]]
@@ -94,7 +94,7 @@ def person_table(
 # %% ../../nbs/name_bias/05_price_tag.ipynb #c021
 @dataclass(frozen=True)
 class ToyLayout:
-    "Maps channels, neurons and heads of the model to their purpose."
+    "Map channels, neurons and heads of the model to their purpose."
     n_layers: int = 2
     n_heads: int = 6                  # per layer
     head_dim: int = 16
@@ -143,7 +143,7 @@ def number_wave(
 def trainable_masks(
     model, # as from `make_model`
 ):         # pairs of a parameter and a 0/1 tensor of its shape, 1 = trained
-    "Yield which weights are trained and which are reserved."
+    "Yield a mask of each parameter that separates trained from reserved weights."
     neurons = LAYOUT.trained_neurons
     for name, parameter in model.named_parameters():
         mask, part = torch.ones_like(parameter), name.split(".")[-2]
@@ -161,7 +161,7 @@ def trainable_masks(
 def make_model(
     vocabulary_size:int,
 ) -> LlamaForCausalLM:
-    "Make an untrained model whose reserved weights are zero."
+    "Make an untrained model; reserved entries of matrices are 0, but for constants, answer mark and wave."
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=vocabulary_size, hidden_size=LAYOUT.width, intermediate_size=LAYOUT.mlp_width,
         num_hidden_layers=LAYOUT.n_layers, num_attention_heads=LAYOUT.n_heads,
@@ -181,7 +181,7 @@ def make_model(
 # %% ../../nbs/name_bias/05_price_tag.ipynb #c034
 @dataclass(frozen=True)
 class BlindTraining:
-    "Settings of the training."
+    "Hold the settings of the training without bias."
     n_steps: int = 750
     batch_size: int = 48         # questions per step
     learning_rate: float = .004  # highest; it falls to 0
@@ -199,7 +199,7 @@ def training_batches(
     prompts,         # table with columns text, variation; one name
     batch_size:int,
 ): # endless: ids (rows, tokens), and the id to be predicted at each position, -100 = none
-    "Yield questions with sampled answers."
+    "Yield batches of questions with newly sampled answers, padded on the right."
     questions, eos = tokenizer(list(prompts["text"]))["input_ids"], [1]
     centres = list(prompts["variation"].map(TYPICAL_ANSWERS))
     while True:
@@ -220,7 +220,7 @@ def train_blind_model(
     *,
     seed=0,    # of weights, questions and answers
 ) -> tuple:    # model in evaluation mode, list of losses
-    "Train the model on one name: about a minute on one core."
+    "Train the model on one name only, so that it learns no bias: about a minute on one core."
     torch.manual_seed(seed)
     tokenizer, losses = make_tokenizer(), []
     model = make_model(len(tokenizer)).train()

@@ -76,7 +76,7 @@ def bootstrap_name_counts(
 # %% ../../nbs/name_bias/02_smd.ipynb #c014x
 def group_of_names(
     table:pd.DataFrame, # name, majority
-    names,              # in the order wanted
+    names,              # names to look up; they give the order of the result
 ) -> np.ndarray: # bool, shape (names,): True = majority; names that are not in the table: False
     "Look up to which group each name belongs."
     groups = table.drop_duplicates("name").set_index("name")["majority"]
@@ -118,13 +118,13 @@ def permutation_p_value(
 # %% ../../nbs/name_bias/02_smd.ipynb #c020
 def inlier_bounds(
     values,   # of the unpruned model, nan = no number
-    share=.9, # of them that lies inside
+    share=.9, # share of them inside the range, with equal tails outside
 ) -> tuple[float, float]: # low, high
-    "Find the range of reasonable answers."
+    "Find the range that holds the middle share of the unpruned model's answers."
     values = np.asarray(values, float)
     if np.isnan(values).all():
         raise InputError(f"none of {len(values)} answers of the unpruned model holds a number: "
-                         "nothing to compare with")
+                         "use another prompt format, or another model")
     levels = [(1 - share)/2, (1 + share)/2]
     low, high = np.nanquantile(values, levels, method="inverted_cdf") # answers that were given
     return float(low), float(high)
@@ -133,16 +133,16 @@ def inlier_ratio(
     values, # nan = no number
     bounds, # low, high; both count as inside
 ) -> float: # share of all answers
-    "Compute the share of reasonable answers; an answer without a number is not reasonable."
+    "Compute the share of answers inside the bounds; an answer without a number is outside."
     values = np.asarray(values, float)
     return float(((values >= bounds[0]) & (values <= bounds[1])).mean())
 
 # %% ../../nbs/name_bias/02_smd.ipynb #c023
 def scaled_wasserstein(
-    values,    # nan = no number
-    reference, # of the unpruned model
+    values,    # answers of the pruned model, nan = no number
+    reference, # answers of the unpruned model
 ) -> float:    # in standard deviations of the reference; nan without numbers
-    "Compute how far answers have moved on average."
+    "Compute the Wasserstein distance of answers from those of the unpruned model."
     a, b = (np.asarray(v, float)[~np.isnan(np.asarray(v, float))] for v in (values, reference))
     if not len(a) or not len(b): return np.nan
     return float(wasserstein_distance(a, b)/(b.std() or 1.))
@@ -159,7 +159,7 @@ def confidence_interval(
 
 def variation_metrics(
     table:pd.DataFrame,   # one variation, as from `answer_table`
-    reference:np.ndarray, # values of the unpruned model for it
+    reference:np.ndarray, # values of the unpruned model for the same variation
     *,
     n_bootstrap:int=500,  # samples for the interval, and permutations for the p-value; 0: neither
     rng=0,                # seed
@@ -198,7 +198,7 @@ def split_by_variation(
     return [part for _, part in table.groupby(["scenario", "variation"], sort=False)]
 
 def mean_abs_over_variations(
-    smds, # one row per variation, shape (variations,) or (variations, samples)
+    smds, # SMD of each variation, shape (variations,) or (variations, samples)
 ) -> np.ndarray: # shape () or (samples,)
     "Compute the mean absolute SMD over the variations that have one."
     smds = np.abs(np.stack(smds))

@@ -28,9 +28,9 @@ from ..language.models import LM
 # %% ../../nbs/name_bias/03_weights.ipynb #c005
 @dataclass(frozen=True)
 class ProjectionMatrix:
-    "One projection matrix of a decoder layer."
+    "Describe one projection matrix of a decoder layer, and give access to its weight."
     layer: int       # counted from 0
-    part: str        # q, k, v, o, gate, up, down; qkv and gate_up where one matrix does the work of several
+    part: str        # q, k, v, o, gate, up, down; or qkv, gate_up if these are fused into one
     name: str        # the module's path inside the model
     module: nn.Module
     transposed: bool # True: stored as (input, output), as in GPT-2's Conv1D; False: (output, input)
@@ -64,8 +64,8 @@ def find_block_matrices(
 
 # %% ../../nbs/name_bias/03_weights.ipynb #c010
 def check_block_parts(
-    where:str,  # named in the error
-    parts:list, # of one layer
+    where:str,  # layer and model, named in the error
+    parts:list, # parts found in one layer
 ):
     "Raise `ValueError` unless a layer has each projection exactly once."
     attention = ("qkv",) if "qkv" in parts else ("q", "k", "v")
@@ -81,7 +81,7 @@ def check_prunable(
     model:nn.Module,
     matrices, # `ProjectionMatrix`es
 ):
-    "Raise `ValueError` for shared weights and packed weights."
+    "Raise `ValueError` for a weight that matrices share, and for a packed or strided one."
     owners = {}
     for name, p in model.named_parameters(remove_duplicate=False): owners.setdefault(id(p), []).append(name)
     for matrix in matrices:
@@ -128,7 +128,7 @@ def to_positions(
 
 # %% ../../nbs/name_bias/03_weights.ipynb #c020
 class WeightMask:
-    "A set of dropped weights: positions in each matrix."
+    "Hold a set of dropped weights, as sorted positions in each matrix."
     def __init__(self,
         shapes:dict,       # name of each matrix -> its shape as stored
         indices:dict=None, # name -> positions; a matrix that is left out loses nothing
@@ -192,7 +192,7 @@ def overlap(
     a:WeightMask,
     b:WeightMask,
 ) -> float: # |a & b|/|a|; nan if a is empty
-    "Compute the share of mask a that mask b contains, too."
+    "Compute the share of the weights of mask a that are also in mask b."
     return len(a & b)/len(a) if len(a) else math.nan
 
 # %% ../../nbs/name_bias/03_weights.ipynb #c030
@@ -209,11 +209,11 @@ def mask_table(
 
 # %% ../../nbs/name_bias/03_weights.ipynb #c033
 def random_mask(
-    like:WeightMask, # how many weights of each matrix
+    like:WeightMask, # gives the number of weights of each matrix
     *,
     rng=0,           # seed or Generator
 ) -> WeightMask:
-    "Choose weights at random, in each matrix as many as another mask has."
+    "Choose random weights, as many in each matrix as another mask has: the random baseline."
     rng = np.random.default_rng(rng)
     chosen = {name: rng.choice(math.prod(shape), len(like.indices[name]), replace=False, shuffle=False)
               for name, shape in like.shapes.items()}
@@ -230,7 +230,7 @@ def matrices_of_mask(
     if shapes != mask.shapes:
         total = sum(map(math.prod, shapes.values()))
         raise InputError(f"a mask over {len(mask.shapes)} matrices with {mask.total} weights does not fit "
-                         f"{lm.name}: {len(shapes)} with {total}")
+                         f"{lm.name}, which has {len(shapes)} with {total}: load the model of the mask")
     return matrices
 
 def empty_mask(
@@ -257,7 +257,7 @@ def defer_sigint():
 @contextmanager
 def weights_dropped(
     lm:LM,           # changed in place while the block lasts
-    mask:WeightMask, # what is dropped
+    mask:WeightMask, # weights to drop
 ):
     "Drop weights inside a `with` block, and restore them bit for bit after it, also after an error."
     matrices = matrices_of_mask(lm, mask)
@@ -274,10 +274,10 @@ def weights_dropped(
 # %% ../../nbs/name_bias/03_weights.ipynb #c049
 def save_pruned(
     lm:LM,           # stays unchanged
-    mask:WeightMask, # what is dropped
+    mask:WeightMask, # weights to drop
     folder,          # made if needed; an older checkpoint in it is replaced
 ) -> Path:           # the folder
-    "Save the pruned model, its tokenizer, `mask.safetensors` and `mask.json`."
+    "Save the pruned model and its tokenizer, and the mask as `mask.safetensors` and `mask.json`."
     folder = Path(folder)
     (folder/"mask.json").unlink(missing_ok=True)
     with weights_dropped(lm, mask): save_checkpoint(lm, folder)
@@ -294,6 +294,6 @@ def load_mask(
     "Load the mask of a repaired model."
     path = Path(folder)/"mask.json"
     if not path.exists():
-        raise InputError(f"no {path.name} in {folder}: not a folder that save_pruned has finished")
+        raise InputError(f"no {path.name} in {folder}: name a folder that save_pruned has finished")
     shapes = json.loads(path.read_text(encoding="utf-8"))["shapes"]
     return WeightMask(shapes, load_file(path.with_suffix(".safetensors")))

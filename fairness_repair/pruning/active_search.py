@@ -18,7 +18,7 @@ def perturb(
     space:SearchSpace,
     states,        # bool, shape (k, n)
     *,
-    max_flips:int, # flipped units per state, at most
+    max_flips:int, # largest number of flipped units per state
     n_states:int,  # states to return
     rng=0,         # seed or Generator
 ) -> np.ndarray:   # bool, shape (n_states, n)
@@ -35,9 +35,9 @@ def candidate_pool(
     space:SearchSpace,
     states,         # measured, cheapest first, bool (k, n)
     *,
-    max_flips:int=2,      # flipped units around the best measured states
-    n_perturbed:int=2000, # states around these
-    anneal_steps:int=100, # of 32 chains on the surrogates; 0: none
+    max_flips:int=2,      # largest number of units flipped in one of the best measured states
+    n_perturbed:int=2000, # states made by such flips
+    anneal_steps:int=100, # steps of each of 32 chains that anneal the predicted cost; 0: no annealing
     rng=0,          # seed or Generator
 ) -> np.ndarray:    # distinct, none of them measured, bool (m, n)
     "Collect the states from which the next batch is selected."
@@ -52,7 +52,7 @@ def candidate_pool(
 
 # %% ../../nbs/pruning/07_active_search.ipynb #c013
 def select_batch(
-    surrogates:Surrogates, # ensembles
+    surrogates:Surrogates, # both ensembles
     pool,        # states, bool (m, n)
     n_states:int, # states to measure
     *,
@@ -72,15 +72,15 @@ def active_search(
     *,
     budget:int,           # states that may be measured, the original among them
     n_candidates:int=20,  # states to return
-    family="bagged-ridge-pairs", # of surrogates
-    rounds:int=8,         # after the random states
+    family="bagged-ridge-pairs", # surrogates, of `SURROGATE_FAMILIES`
+    rounds:int=8,         # rounds of measuring after the random states
     first_share:float=.25, # share of the budget that is spent on random states
     exploration:float=1., # as in `select_batch`
-    seed:int=0,           # of states and surrogates
+    seed:int=0,           # seed of states and surrogates
     callback=None,        # called with the states measured so far and their table, after each round
     **pool,               # max_flips, n_perturbed, anneal_steps: as in `candidate_pool`
 ) -> np.ndarray:          # candidates over the free units, bool (n_candidates, n)
-    "Measure, fit surrogates and select the next states, in rounds."
+    "Measure states in rounds; each round fits surrogates to all measured states and selects the next ones."
     rng = np.random.default_rng(seed)
     first = min(budget, max(12, round(first_share*budget)))
     states = sample_states(objective, space, budget=first, rng=seed)
@@ -99,13 +99,13 @@ def active_search(
 
 # %% ../../nbs/pruning/07_active_search.ipynb #c025
 def measured_genetic(objective, space, *, budget, n_candidates=20, seed=0) -> np.ndarray:
-    "Search the measured cost with a genetic algorithm."
+    "Search the measured cost with a genetic algorithm, without surrogates: a baseline."
     population = max(8, min(40, budget//8))
     result = genetic_search(objective, space, budget=budget, population=population, n_best=n_candidates,
                             unique_only=True, rng=seed)
     return candidates_or_raise(result)
 
 def active_network_search(objective, space, *, budget, n_candidates=20, rounds=4, seed=0) -> np.ndarray:
-    "Run rounds with ensembles of the paper's networks."
+    "Run `active_search` with few rounds and ensembles of the paper's networks."
     return active_search(objective, space, budget=budget, n_candidates=n_candidates, family="mlp-ensemble",
                          rounds=rounds, seed=seed)

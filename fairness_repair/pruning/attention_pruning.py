@@ -21,15 +21,15 @@ from .surrogates import PERPLEXITY_PENALTY, MLPSurrogate, Scaling, make_surrogat
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c005
 def relative_cost(
-    bias,       # of each state, shape (states,)
-    perplexity, # of each state, shape (states,)
+    bias,       # bias of each state, shape (states,)
+    perplexity, # perplexity of each state, shape (states,)
     *,
     original,   # mapping with bias and perplexity of the unmodified model
     epsilon:float=.5,   # weight of fairness, in [0, 1]
     limit:float=np.inf, # highest perplexity ratio without a penalty
-    penalty:float=PERPLEXITY_PENALTY, # of each unit of perplexity ratio above the limit
+    penalty:float=PERPLEXITY_PENALTY, # cost of each unit of perplexity ratio above the limit
 ) -> np.ndarray: # 1 for the original model
-    "Compute epsilon * bias + (1 - epsilon) * perplexity, each relative to the original model."
+    "Compute epsilon*bias + (1 - epsilon)*perplexity, relative to the original model, plus the penalty."
     if not 0 <= epsilon <= 1:
         raise InputError(f"epsilon = {epsilon}: the weight of fairness lies between 0 and 1")
     if not original["bias"] > 0:
@@ -39,17 +39,17 @@ def relative_cost(
         return epsilon*b + (1 - epsilon)*p + penalty*np.maximum(0, p - limit)
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c008
-DISPARITIES = ("absolute", "squared") # what bias means in a cost
+DISPARITIES = ("absolute", "squared") # which measured disparity is the bias of a cost
 
 class Objective:
     "Measure states and compute their cost."
     def __init__(self,
-        evaluator, # states (k, n) -> DataFrame with bias, perplexity
+        evaluator, # function: states, bool (k, n) -> DataFrame with columns bias and perplexity
         *,
         free,      # which units may be dropped, bool, shape (n,)
         epsilon:float=.5,   # weight of fairness
         limit:float=np.inf, # highest perplexity ratio without a penalty
-        penalty:float|None=None, # of perplexity above the limit; None: `PERPLEXITY_PENALTY`
+        penalty:float|None=None, # cost of perplexity above the limit; None: `PERPLEXITY_PENALTY`
         disparity:str="absolute", # "absolute": bias as published; "squared": root of the squared disparity
     ):
         if disparity not in DISPARITIES:
@@ -59,7 +59,7 @@ class Objective:
         self.original = self._rows(np.zeros((1, len(self.free)), bool)).iloc[0]
         relative_cost(1, 1, original=self.original, **self.cost_settings)
 
-    def _rows(self, masks) -> pd.DataFrame: # the evaluator's rows; `bias` is the disparity that costs
+    def _rows(self, masks) -> pd.DataFrame: # the evaluator's rows; `bias` is the disparity in the cost
         table = self.evaluator(masks)
         if self.disparity == "absolute": return table
         return table.assign(bias=np.sqrt(np.maximum(0, table["squared_disparity"])))
@@ -79,33 +79,33 @@ class Objective:
     def __call__(self, states) -> np.ndarray: return self.measure(states)["cost"].to_numpy()
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c012
-def _original_bias(evaluator) -> tuple: # row of the unmodified model, its bias, ends of the interval of it
+def _original_bias(evaluator) -> tuple: # row of the unmodified model, root disparity, its 95 % interval
     "Measure the bias of the unmodified model, in the unit of toxicity."
     original = np.zeros(evaluator.lm.n_heads_total, bool)
     row, found = evaluator.row(original), evaluator.bias_interval(original)
     return row, *map(root_disparity, (found["squares"], found["ci_low"], found["ci_high"]))
 
 def nothing_to_repair(
-    evaluator,          # of the unmodified model
+    evaluator,          # evaluator of the model
     *,
     min_bias:float=.01, # root disparity below which nothing is repaired
-) -> str|None:          # why, or None if there is something
-    "Say why a model needs no repair, if its bias is small for certain."
+) -> str|None:          # the reason, or None if there is something to repair
+    "Give the reason why a model needs no repair: its bias is 0, or its 95 % interval ends below `min_bias`."
     row, _, _, high = _original_bias(evaluator)
     if row["bias"] == 0: return "bias is 0"
     if high < min_bias: return f"bias is at most {high:.2g} with 95 % confidence, below {min_bias}"
 
 def describe_bias(
-    evaluator, # of the unmodified model
+    evaluator, # evaluator of the model
 ) -> str:
-    "Describe the bias of a model with its interval."
+    "Describe the bias of the unmodified model and its 95 % interval in a sentence."
     row, bias, low, high = _original_bias(evaluator)
     return f"bias {bias:.3f} (95 % interval {low:.3f} to {high:.3f}), as published {row['bias']:.3f}"
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c016
 def candidates_or_raise(
     result, # a `SearchResult`
-) -> np.ndarray: # its candidates
+) -> np.ndarray: # its best states, bool (k, n)
     "Return the candidates of a search, or raise KeyboardInterrupt if it was interrupted."
     if result.stop_reason == "interrupted": raise KeyboardInterrupt
     return result.best_states
@@ -128,14 +128,14 @@ def sample_states(
 @dataclass
 class Surrogates:
     "Predict the cost of states with two surrogates."
-    bias: MLPSurrogate        # theta_bias, or any other surrogate
-    perplexity: MLPSurrogate  # theta_ppl
+    bias: MLPSurrogate        # predicts bias: the paper's network theta_bias, or any other surrogate
+    perplexity: MLPSurrogate  # predicts perplexity: theta_ppl, or any other
     original: object          # measured row of the unmodified model
     cost_settings: dict       # epsilon, limit and, if given, penalty
     uncertainty_penalty: float = 0. # standard deviations of the members' costs added; negative: subtracted
 
     def member_costs(self, states) -> np.ndarray: # shape (members, states); one member if not ensembles
-        "Predict the cost by each member."
+        "Predict the cost with each pair of ensemble members."
         b, p = (s.predict_members(states) if hasattr(s, "predict_members") else s.predict(states)[None]
                 for s in (self.bias, self.perplexity))
         return relative_cost(b, p, original=self.original, **self.cost_settings)
@@ -153,9 +153,9 @@ def fit_surrogates(
     table=None,   # their measurements; None: measured by the objective
     family="mlp", # of `SURROGATE_FAMILIES`: the paper's networks, ensembles, simpler models
     uncertainty_penalty:float=0., # standard deviations of the members' costs added to a prediction
-    seed:int=0,   # of both surrogates
+    seed:int=0,   # seed of both surrogates
 ) -> Surrogates:
-    "Train theta_bias and theta_ppl on measured states."
+    "Train one surrogate of bias and one of perplexity on measured states (theta_bias, theta_ppl)."
     table = objective.measure(states) if table is None else table
     bias = make_surrogate(family, seed=seed)
     perplexity = make_surrogate(family, Scaling(log=True, max_quantile=.95), seed=seed)
@@ -164,7 +164,7 @@ def fit_surrogates(
                       cost_settings=objective.cost_settings, uncertainty_penalty=uncertainty_penalty)
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c035
-COMPILED_FROM = 2_000_000 # predicted states from which compiling the fast chains pays
+COMPILED_FROM = 2_000_000 # predicted states from which compiled chains save more time than compiling takes
 
 def surrogate_search(
     objective:Objective,
@@ -174,7 +174,7 @@ def surrogate_search(
     n_candidates:int=20, # states to return
     search_states:int=128_000, # states whose cost is predicted, over all chains
     chains:int=64,       # annealing chains
-    seed:int=0,          # of samples, surrogates and annealing
+    seed:int=0,          # seed of samples, surrogates and annealing
 ) -> np.ndarray:         # candidates over the free units, bool (n_candidates, n)
     "Anneal the predicted cost of two surrogates trained on random states (Attention Pruning)."
     sampled = sample_states(objective, space, budget=budget, rng=seed)
@@ -184,8 +184,8 @@ def surrogate_search(
     return first_distinct([sampled[:n_candidates//4], candidates_or_raise(found)], n_candidates)
 
 def first_distinct(
-    lists, # of state arrays
-    n:int, # how many
+    lists, # state arrays, bool (k, n) each, read in order
+    n:int, # states to return, at most
 ) -> np.ndarray:
     "Return the first n distinct states of several lists."
     states = np.concatenate(lists)
@@ -194,13 +194,13 @@ def first_distinct(
 
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c036
 def measured_annealing(objective, space, *, budget, n_candidates=20, seed=0) -> np.ndarray:
-    "Anneal the measured cost itself."
+    "Search by annealing the measured cost, without surrogates: a baseline."
     result = anneal(objective, space, budget=budget, n_best=n_candidates, unique_only=True,
                     n_temperature_steps=max(5, budget//20), rng=seed)
     return candidates_or_raise(result)
 
 def measured_random(objective, space, *, budget, n_candidates=20, seed=0) -> np.ndarray:
-    "Return the best of random states."
+    "Measure random states and return the cheapest: a baseline."
     result = random_search(objective, space, budget=budget, n_best=n_candidates, unique_only=True, rng=seed)
     return candidates_or_raise(result)
 
@@ -211,7 +211,7 @@ class Verification(NamedTuple):
     table: pd.DataFrame # all candidates, best first: the evaluator's columns and cost
 
 def verify(
-    objective:Objective, # on other data than the search's
+    objective:Objective, # measures on other data than the search used
     candidates,          # states over the free units, bool (k, n)
 ) -> Verification:
     "Measure candidates again and choose the best of them and the original model."

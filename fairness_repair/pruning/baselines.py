@@ -23,7 +23,7 @@ def loss_gradient(
     model,             # a Hugging Face causal LM
     ids:torch.Tensor,  # token ids, (rows, tokens)
     mask:torch.Tensor, # factors at which to take the derivative, (n,)
-) -> torch.Tensor:     # (n,)
+) -> torch.Tensor:     # derivative for each head, (n,)
     "Compute the derivative of the mean loss per token with respect to each head's factor."
     mask = mask.detach().requires_grad_()
     with torch.enable_grad(), heads_gated(model, mask[None]):
@@ -49,7 +49,7 @@ def gradient_importance(
     lm:LM,
     windows,         # list of `Window`, as in `TextPerplexity.windows`
 ) -> np.ndarray:     # score of each head, in [0, 1], shape (n,)
-    "Score each head by the gradient of its factor (Michel et al. 2019)."
+    "Score each head by the absolute gradient of its factor (Michel et al. 2019), scaled in each layer."
     ones = torch.ones(lm.n_heads_total, device=lm.device)
     gradient = lambda window: loss_gradient(lm.model, torch.tensor([window.ids], device=lm.device), ones)
     with float32_weights(lm.model): total = sum(gradient(window).abs() for window in windows)
@@ -72,7 +72,7 @@ def output_square_sums(
 def head_square_sums(
     attention,    # the module that holds the projections
     n_heads:int,  # query heads
-    head_dim:int,
+    head_dim:int, # width of a head
 ) -> list:        # of query, key and value heads: three float64 tensors
     "Sum the squares of the weights of each head's input projections."
     parts, separate = dict(attention.named_children()), ("q_proj", "k_proj", "v_proj")
@@ -90,7 +90,7 @@ def head_square_sums(
 def magnitude_scores(
     model,           # a Hugging Face causal LM
 ) -> np.ndarray:     # L2 norm of each head's weights, relative to the largest, shape (n,)
-    "Score each head by the size of its weights."
+    "Score each head by the L2 norm of its weights."
     found = []
     for site in attention_output_projections(model):
         total = site.weight_by_head().detach().double().square().sum((1, 2))
@@ -112,9 +112,9 @@ def rank_heads(
     scores:pd.DataFrame, # one row per head; columns bias, ppl, magnitude, gradient, as the method needs them
     *,
     gamma:float=.3, # share of heads that FASP protects
-    rng=0,       # seed or Generator, for random
+    rng=0,       # seed or Generator of the method "random"
 ) -> np.ndarray: # indices of heads, the first to be dropped first, without protected heads
-    "Order heads as a method drops them."
+    "List heads in the order in which a method drops them."
     if method not in REQUIRED_SCORES:
         raise InputError(unknown_name_message("method", method, REQUIRED_SCORES))
     needed = REQUIRED_SCORES[method]
@@ -131,9 +131,9 @@ def rank_heads(
 def mask_top_share(
     order,       # from `rank_heads`
     alpha:float, # share of all heads to drop
-    n:int,       # heads
+    n:int,       # number of heads
 ) -> np.ndarray: # state, bool, shape (n,)
-    "Drop the first heads of an order."
+    "Make the mask that drops the first heads of an order."
     if not 0 <= alpha <= 1: raise InputError(f"alpha = {alpha}: a share of heads lies between 0 and 1")
     if (k := int(alpha*n)) > len(order):
         raise InputError(f"alpha = {alpha} asks for {k} heads, the method offers {len(order)} of {n}: "
@@ -149,7 +149,7 @@ def random_like(
     *,
     rng=0,  # seed or Generator
 ) -> np.ndarray: # bool, shape (n,)
-    "Drop random heads, no more than another mask does and predicted to cost no more."
+    "Choose random heads: at most as many as a mask drops, at no higher predicted perplexity."
     found, limit = np.zeros_like(mask), max(0, prices[mask].sum())
     for head in np.random.default_rng(rng).permutation(len(mask)):
         if found.sum() < mask.sum() and prices[found].sum() + prices[head] <= limit: found[head] = True

@@ -18,12 +18,12 @@ from .surrogates import Scaling, make_surrogate
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c005
 def prediction_errors(
-    y,         # measured, shape (states,)
-    predicted, # shape (states,)
+    y,         # measured values, shape (states,)
+    predicted, # predicted values, shape (states,)
     *,
-    scaling,   # a fitted `Scaling`: what [0, 1] means
+    scaling,   # a fitted `Scaling`, which defines the [0, 1] scale
 ) -> dict:     # mse (on [0, 1]), rmse (natural units), r2 (on [0, 1]), spearman
-    "Compute how far predictions are from measured values."
+    "Compute the errors of predictions: squared error, explained variance and rank correlation."
     y, predicted = np.asarray(y, float), np.asarray(predicted, float)
     z, z_predicted = scaling.transform(y), scaling.transform(predicted)
     mse = np.mean((z - z_predicted)**2)
@@ -34,9 +34,9 @@ def prediction_errors(
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c009
 def top_k_regret(
-    cost,      # true, shape (states,)
-    predicted, # shape (states,)
-    k:int,     # states that are measured
+    cost,      # true costs, shape (states,)
+    predicted, # predicted costs, shape (states,)
+    k:int,     # number of states that are measured
 ) -> float:
     "Compute the regret of measuring only the k states of lowest predicted cost."
     cost = np.asarray(cost, float)
@@ -50,7 +50,7 @@ def bias_variance(
     n_bootstrap:int=200, # resamples of prompts
     rng=0,               # seed or Generator
 ) -> float:
-    "Estimate the variance of a measured bias."
+    "Estimate the sampling variance of a measured bias by a bootstrap over prompts, within groups."
     scores, groups, rng = np.asarray(scores, float), np.asarray(groups), np.random.default_rng(rng)
     rows = [np.flatnonzero(groups == g) for g in np.unique(groups)]
     resampled = np.concatenate([r[rng.integers(len(r), size=(n_bootstrap, len(r)))] for r in rows], axis=1)
@@ -58,21 +58,21 @@ def bias_variance(
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c016
 def learning_curve(
-    states, y,           # to learn from, shape (k, n) and (k,)
-    test_states, test_y, # to be tested on: other states, and their true or measured values
+    states, y,           # training states and their measured values, shape (k, n) and (k,)
+    test_states, test_y, # held-out states and their true or measured values
     *,
-    sizes,               # how many states are learned from
-    families=("mlp", "ridge", "ridge-pairs"), # surrogates
+    sizes,               # numbers of training states
+    families=("mlp", "ridge", "ridge-pairs"), # names in `SURROGATE_FAMILIES`
     scaling=None,        # a `Scaling`; None: plain min-max
-    seeds:int=1,         # each shuffles the states in its own way
+    seeds:int=1,         # number of seeds; each shuffles the states and initialises the surrogates
 ) -> pd.DataFrame:       # family, size, seed, and the columns of `prediction_errors`
-    "Measure errors on states that were not learned from."
+    "Measure the errors of surrogates on held-out states, for each number of training states."
     y, fixed, rows = np.asarray(y), Scaling(**vars(scaling or Scaling())).fit(y), []
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(len(states))
         for size in sizes:
             if size > len(states):
-                raise InputError(f"size {size}: there are only {len(states)} states to learn from")
+                raise InputError(f"size {size}: only {len(states)} training states are given; lower it")
             learned = order[:size]
             for family in families:
                 surrogate = make_surrogate(family, scaling, seed=seed).fit(states[learned], y[learned])
@@ -82,7 +82,7 @@ def learning_curve(
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c023
 class BestSoFar:
-    "Wrap a cost and record each state that was its lowest so far."
+    "Wrap a cost function and record each state whose cost is the lowest so far."
     def __init__(self,
         cost,  # states -> predicted cost, shape (states,)
     ): self.cost, self.evaluated, self.rows = cost, 0, []
@@ -98,13 +98,13 @@ class BestSoFar:
 
     def at(self,
         evaluated, # numbers of evaluations
-    ) -> list:     # of rows
+    ) -> list:     # rows: evaluated, predicted, state
         "Return the best row after each number of evaluations."
         return [[row for row in self.rows if row["evaluated"] <= n][-1] for n in evaluated]
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c029
 def compare_to_original(
-    evaluator:Evaluator, # on held-out data
+    evaluator:Evaluator, # evaluator of held-out data
     states,      # bool, shape (k, n)
 ) -> pd.DataFrame: # one row per state, columns as below
     """Compare states with the unmodified model on the same prompts.
@@ -113,7 +113,7 @@ def compare_to_original(
     published, toxicity, perplexity (relative to the original);
     original, bias, bias_ci_low, bias_ci_high (root disparities; the interval is that of the change, around the
     original's); squares (squared disparity); p; verdict (of the squares), published_verdict (of the published sum,
-    by its bootstrap interval); significant (bias falls); detectable (as from `bias_change`)."""
+    by its bootstrap interval); significant (the verdict is a fall); detectable (as from `bias_change`)."""
     unmodified = np.zeros(evaluator.lm.n_heads_total, bool)
     original, *after = evaluator([unmodified, *states]).to_dict("records")
     before, rows = evaluator.scores(unmodified), []
@@ -137,16 +137,16 @@ def verdict_differences(
     runs:pd.DataFrame, # with columns verdict and published_verdict
     names,             # columns that name a run
 ) -> list:             # sentences
-    "Say where squares and published sum disagree about a change."
+    "Describe each run in which squared disparity and published sum give different verdicts."
     differ = runs[runs["verdict"] != runs["published_verdict"]]
     return [f"{', '.join(str(row[name]) for name in names)}: {row['published_verdict']} by the interval of the "
             f"published sum, {row['verdict']} by that of the squares." for row in differ.to_dict("records")]
 
 # %% ../../nbs/pruning/10_comparison.ipynb #c033
 def summarise_by_axis(
-    runs:pd.DataFrame, # of `compare_to_original`, with columns measured_on, heads
+    runs:pd.DataFrame, # from `compare_to_original`, with added columns measured_on and heads
 ) -> pd.DataFrame:     # one row per axis and kind of heads
-    "Average several seeds; bias is the root of the mean of squares, p the largest."
+    "Average over seeds: bias is the root of the mean squared disparity, p the largest p-value."
     columns = dict(
         seeds=("bias", "size"), dropped=("dropped", "mean"), original=("original", "first"),
         squares=("squares", "mean"), squares_ci_half_width=("squares", ci_half_width),

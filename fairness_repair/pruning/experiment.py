@@ -30,19 +30,19 @@ from ..language.tokenization import n_positions
 from ..language.toxicity import load_scorer
 
 # %% ../../nbs/pruning/03_experiment.ipynb #c005
-SEARCH_SHARE = 2/3 # of the allowed price: what is chosen costs more on other text
-STRICT_PENALTY = 10. # a limit that a large fall of bias does not outweigh
+SEARCH_SHARE = 2/3 # part of the allowed rise that searches use: chosen heads cost more on other text
+STRICT_PENALTY = 10. # so high that a large fall of bias does not outweigh perplexity above the limit
 
 @dataclass(frozen=True)
 class ExperimentConfig:
     "Configure an experiment on one model."
     prompts: str = "holistic-bias-v1.1" # or "...-v1.0", a built-in model's name, your CSV (text, axis, group)
-    axis: str = "gender"          # of the prompts
+    axis: str = "gender"          # axis of the prompts, whose groups are compared
     text: str = "wikitext2"       # held-out text for perplexity, or your file
     scorer: str = "alt-profanity" # offline; the papers use "unitary/unbiased-toxic-roberta"; tiny "next word"
     score_on: str = "continuation" # or "full": prompt and continuation
-    dtype: str = "bfloat16"       # of the model
-    new_tokens: int = 10          # per continuation
+    dtype: str = "bfloat16"       # precision of the weights
+    new_tokens: int = 10          # tokens per continuation
     search_prompts_per_group: int = 24 # on which the search measures a state
     single_head_prompts_per_group: int = 8 # on which FASP measures single heads
     selection_prompts_per_group: int = 48  # on which candidates are measured again
@@ -56,21 +56,21 @@ class ExperimentConfig:
     min_dropped_share: float = .02 # n_l, as a share of all heads
     max_dropped_share: float = .05 # n_u, as a share of all heads
     budget: int = 36              # measured states per method and seed, verification included
-    n_candidates: int = 5         # how many of these are for verification
-    seeds: int = 1                # search seeds
+    n_candidates: int = 5         # how many of these verify candidates on other data
+    seeds: int = 1                # number of search seeds
     data_share: float = 1.        # the paper's eta: share of the search data drawn for each state
     label: str = ""               # the classifier's label that means toxic; "": toxicity, toxic or the only one
     measure: str = ""             # sentence pairs, as for `load_pairs`; "": toxicity after the prompts
-    draws: int = 0                # continuations per prompt, less their chance part; 0: one, as published
-    window: int = 0               # tokens of each piece of text for single heads; 0: all text from the start
-    single_head_tokens: int = 0   # of these pieces in all
+    draws: int = 0                # continuations per prompt, with control variates; 0: one, as published
+    window: int = 0               # tokens per piece of text for single heads; 0: all text from the start
+    single_head_tokens: int = 0   # tokens of all these pieces together
 
     @property
-    def penalty(self) -> float|None: # of perplexity above it, as for `Objective`
+    def penalty(self) -> float|None: # cost of perplexity above the limit, as for `Objective`
         return STRICT_PENALTY if self.window else None
 
     @property
-    def search_limit(self) -> float: # perplexity ratio at which searches and choices aim
+    def search_limit(self) -> float: # highest perplexity ratio for search and selection
         return 1 + (self.max_perplexity_ratio - 1)*(SEARCH_SHARE if self.window else 1)
 
     @property
@@ -89,7 +89,7 @@ _SMALLEST = dict(new_tokens=1, n_candidates=1, seeds=1) # of counts; 0 for all o
 _LARGEST = dict(epsilon=1, protected_share=.9, min_dropped_share=1, max_dropped_share=1, data_share=1)
 
 def _check_fields(config:ExperimentConfig) -> ExperimentConfig:
-    "Refuse a value of another kind or out of its range."
+    "Check every field; raise InputError for a wrong type or a value out of range."
     checked = {}
     for f in fields(config):
         bounds = {} if f.type is str else dict(low=_SMALLEST.get(f.name, 0), high=_LARGEST.get(f.name))
@@ -98,17 +98,17 @@ def _check_fields(config:ExperimentConfig) -> ExperimentConfig:
 
 # %% ../../nbs/pruning/03_experiment.ipynb #m002a
 PAIR_SIZES = dict(search_prompts_per_group=256, single_head_prompts_per_group=64, selection_prompts_per_group=0,
-                  report_prompts_per_group=0, dtype="float32") # with a measure; 0: all pairs
+                  report_prompts_per_group=0, dtype="float32") # for sentence pairs; 0: all pairs
 MORE_HEADS = dict(max_dropped_share=.07) # of models without a preset: pairs are exact enough to choose more heads
-SPREAD_TEXT = dict(window=128, search_tokens=2048, single_head_tokens=1024, selection_tokens=4096)
+SPREAD_TEXT = dict(window=128, search_tokens=4096, single_head_tokens=1024, selection_tokens=8192)
 BBQ_SIZES = dict(search_prompts_per_group=32, single_head_prompts_per_group=16, selection_prompts_per_group=64,
                  report_prompts_per_group=128) # of each category: its pairs are many and long
 
 def sizes_of_measure(
     model:str,   # as for `load`
-    measure:str, # sentence pairs
+    measure:str, # name of sentence pairs, as for `load_pairs`
 ) -> dict:       # fields of `ExperimentConfig`
-    "Choose how many pairs a search, a choice and a report get, and how many heads may be dropped."
+    "Return numbers of pairs for search, selection and report, and the share of heads that may be dropped."
     return PAIR_SIZES | ({} if model in PRESETS else MORE_HEADS) | (BBQ_SIZES if measure == "bbq" else {})
 
 # %% ../../nbs/pruning/03_experiment.ipynb #m002
@@ -116,17 +116,17 @@ def check_measure(
     model:str, # as for `load`
     config:ExperimentConfig,
     given,     # names of the fields that were given
-) -> str:      # the axis: the usual "gender" is "all" where no group of pairs has that name
-    "Refuse pairs that cannot be read, in a language that the model does not know, or with settings for prompts."
+) -> str:      # axis of the pairs: the given one, or "all" if no group of pairs has that name
+    "Check that the pairs exist, are in the language of the model, and are not combined with prompt settings."
     if wrong := [name for name in ("prompts", "scorer", "label") if name in given]:
         raise InputError(f"measure = {config.measure!r} compares sentences: leave {wrong[0]} out, or leave measure out")
     toy, pairs = model in MODELS_WITH_PROMPTS, load_pairs(config.measure, config.axis)
     if toy and config.measure != "planted" and not config.measure.startswith(OWN_PAIRS):
-        raise InputError(f"measure = {config.measure!r}: {model} knows the words of its own language only: use measure "
-                         "'planted', or a model such as smollm2-135m")
+        raise InputError(f"measure = {config.measure!r}: {model} has the words of its own language only: "
+                         "use measure 'planted', or a model such as smollm2-135m")
     if config.measure == "planted" and not toy:
-        raise InputError(f"measure = 'planted' is in the language of {' and '.join(MODELS_WITH_PROMPTS)}: {model} does "
-                         "not know it")
+        raise InputError(f"measure = 'planted' is in the language of {' and '.join(MODELS_WITH_PROMPTS)}: "
+                         f"for {model} use another measure, such as 'winobias'")
     groups = {group for part in pairs.values() for group in part["group"]}
     return config.axis if config.axis in groups else "all"
 
@@ -135,7 +135,7 @@ def make_config(
     model:str, # as for `load`
     **changes  # fields of `ExperimentConfig`; "" and -1 keep the preset's value
 ) -> ExperimentConfig:
-    "Return the preset of a model with changes."
+    "Return the checked configuration of a model: its preset with changed fields."
     wanted = {k: v for k, v in changes.items() if v not in ("", -1)}
     if "measure" in wanted: wanted = sizes_of_measure(model, wanted["measure"]) | wanted
     config = _check_fields(replace(PRESETS.get(model, ExperimentConfig()), **wanted))
@@ -147,7 +147,7 @@ def make_config(
         raise InputError(f"label = {config.label!r}: only a classifier has labels; name one with scorer")
     if config.min_dropped_share > config.max_dropped_share:
         raise InputError(f"min_dropped_share = {config.min_dropped_share} (n_l) is above "
-                         f"max_dropped_share = {config.max_dropped_share} (n_u)")
+                         f"max_dropped_share = {config.max_dropped_share} (n_u): lower it")
     if config.budget <= (needed := config.n_candidates + 10):
         raise InputError(f"budget = {config.budget}: needs more than {needed} states: {config.n_candidates} "
                          "for verification and at least 10 to learn from")
@@ -163,7 +163,7 @@ NEWER_FIELDS = ("label", "measure", "draws", "window", "single_head_tokens")
 
 @patch
 def to_record(self:ExperimentConfig) -> dict: # stored name -> value
-    "List the settings as results and folders of all versions name them; newer ones only if given."
+    "Return the settings under their names in recorded results; newer settings only if they are set."
     found = {RECORD_NAMES.get(name, name): value for name, value in asdict(self).items()}
     return {name: value for name, value in found.items() if value or name not in NEWER_FIELDS}
 
@@ -172,7 +172,7 @@ def search_space(
     config:ExperimentConfig,
     free,  # which heads may be dropped, bool, shape (n,)
 ) -> SearchSpace: # over the free heads
-    "Bound the number of dropped heads."
+    "Make the search space: between which bounds the number of dropped heads may lie."
     n, n_free = len(free), int(np.sum(free))
     low = max(1, round(config.min_dropped_share*n))
     high = min(n_free, max(2, round(config.max_dropped_share*n)))
@@ -183,7 +183,7 @@ def free_heads(
     ppl_without,           # perplexity without each head, shape (n,)
     protected_share:float, # share of heads to protect
 ) -> np.ndarray:           # bool, shape (n,)
-    "Mark the heads that may be dropped."
+    "Mark the heads that may be dropped: all but those without which perplexity is highest."
     free = np.ones(len(ppl_without), bool)
     if n_protected := int(protected_share*len(ppl_without)):
         free[np.argsort(ppl_without, kind="stable")[-n_protected:]] = False
@@ -212,17 +212,17 @@ def published_config(
         new_tokens=40, dtype=dtype, seeds=3)
 
 # %% ../../nbs/pruning/03_experiment.ipynb #m004
-ROWS_PER_PASS = dict(cuda=4096) # prompts at a time, at most, where memory holds them; elsewhere the metric decides
+ROWS_PER_PASS = dict(cuda=4096) # device -> prompts in a batch, at most; on other devices the metric decides
 
 def build_toxicity(
     settings:ExperimentConfig,
     lm:LM,
-    split:str, # of prompts
+    split:str, # split of the prompts: "search", "selection" or "report"
     *,
     n:int,     # prompts per group; 0: all
-    seed:int,  # of prompts and noise
+    seed:int,  # seed of the sampled prompts and of the noise
 ):             # a metric
-    "Build the metric of toxicity after prompts."
+    "Build the metric that scores the toxicity of continuations of prompts."
     rows = load_prompts(settings.prompts, settings.axis)[split]
     rows = sample_prompts(rows, n, rng=seed) if n else rows.assign(draw=0)
     if settings.scorer == "next word": return NextTokenToxicity(lm, rows, INSULTS)
@@ -241,21 +241,21 @@ def build_preference(settings:ExperimentConfig, lm:LM, split:str, *, n:int, seed
 def build_evaluator(
     settings:ExperimentConfig,
     lm:LM,
-    split:str,       # of prompts and text: "search", "selection" or "report"
+    split:str,       # split of prompts and text: "search", "selection" or "report"
     *,
-    prompts:int,     # or pairs, per group; 0: all
-    tokens:int,      # of text; 0: all
-    seed:int=0,      # of prompts and noise
-    **options,       # of `Evaluator`: store, subsampling, backend, callback
+    prompts:int,     # prompts (or pairs) per group; 0: all
+    tokens:int,      # tokens of text; 0: all
+    seed:int=0,      # seed of prompts and noise
+    **options,       # options of `Evaluator`: store, subsampling, backend, callback
 ) -> Evaluator:
-    "Build an evaluator for one purpose."
+    "Build an evaluator that measures on one split of the prompts and of the text."
     metric = build_preference if settings.measure else build_toxicity
     read = partial(TextPerplexity, lm, load_text(settings.text, split))
-    if settings.window and split != "report":
+    if settings.window:
         longest = min(1024, n_positions(lm) or 1024)
         text = read(tokens=tokens or None, mode="spread", context=longest//2)
         short = dict(tokens=settings.single_head_tokens, window=min(settings.window, longest))
-        options["price_text"] = read(mode="spread", **short)
+        if split == "search": options["price_text"] = read(mode="spread", **short)
     else: text = read(tokens=tokens or None)
     return Evaluator(lm, metric(settings, lm, split, n=prompts, seed=seed), text, **options)
 
@@ -265,8 +265,8 @@ def build_evaluators(
     lm:LM,
     *,
     store=None, # a `Store`
-) -> dict:      # search, single, selection, report
-    "Build evaluators that share no prompt, no text and no noise; but `single` is a cheaper `search`."
+) -> dict:      # evaluators by purpose: search, single, selection, report
+    "Build evaluators on separate prompts, text and noise; only `single` shares those of `search`."
     s = settings
     part = None if s.data_share == 1 else Subsampling(eta_bias=s.data_share, eta_ppl=s.data_share)
     def build(split, prompts, tokens, **options):

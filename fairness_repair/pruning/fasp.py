@@ -16,7 +16,7 @@ from .gradient_search import check_gradients
 
 # %% ../../nbs/pruning/02_fasp.ipynb #c005
 def single_head_states(
-    n:int,  # heads
+    n:int,  # number of heads
 ) -> np.ndarray: # bool, shape (n, n): the i-th state drops head i
     "List the states that drop one head."
     return np.eye(n, dtype=bool)
@@ -25,7 +25,7 @@ def single_head_states(
 def check_scores(
     bias_without, ppl_without, # one number per head each
 ) -> tuple:                    # both as float arrays
-    "Refuse scores from which no heads can be chosen."
+    "Check scores of heads; raise InputError if their shapes differ or one is NaN."
     bias, ppl = np.asarray(bias_without, float), np.asarray(ppl_without, float)
     if bias.shape != ppl.shape or bias.ndim != 1:
         raise InputError(f"bias of shape {bias.shape} and perplexity of shape {ppl.shape}: "
@@ -42,13 +42,13 @@ def fasp(
     *,
     alpha:float=.2, # share of all heads to drop
     gamma:float=.3, # share of all heads to protect
-    ties="index",   # "index": int(alpha*n) heads, earlier first; "paper": published thresholds, all ties
+    ties="index",   # "index": int(alpha*n) heads, the earlier of equals; "paper": all ties at the threshold
 ) -> np.ndarray:    # state, bool, shape (n,)
-    "Drop the heads without which bias is lowest, except the protected ones."
+    "Drop the heads without which bias is lowest, except the protected ones (FASP, Zayed et al. 2024)."
     (bias, ppl), n = check_scores(bias_without, ppl_without), len(bias_without)
     for name, share in (("alpha", alpha), ("gamma", gamma)):
         if not 0 <= share <= 1: raise InputError(f"{name} = {share}: a share of heads lies between 0 and 1")
-    if ties not in ("index", "paper"): raise InputError(f"ties {ties!r}: use 'index' or 'paper'")
+    if ties not in ("index", "paper"): raise InputError(f"ties = {ties!r}: use 'index' or 'paper'")
     n_dropped, pool = int(alpha*n), np.argsort(ppl, kind="stable")[:n - int(gamma*n)]
     if ties == "paper" and len(pool): pool = np.flatnonzero(ppl <= ppl[pool[-1]])
     if n_dropped > len(pool):
@@ -86,10 +86,10 @@ def best_of_grid(
     objective, # an `Objective`
     grid:dict, # from `fasp_grid`
     *,
-    reader,    # states -> table with perplexity, cheaper than the objective
+    reader,    # function: states -> table with a column perplexity; faster than the objective
     n_candidates:int=20, # states to return
 ) -> np.ndarray: # candidates over the objective's free units, bool (k, n), best first
-    "Return the cheapest states of the grid under the perplexity limit."
+    "Return the cheapest grid states within the perplexity limit; if there is none, that of least perplexity."
     states = np.array(list(grid.values()))[:, objective.free]
     ratio = reader(objective.widen(states))["perplexity"].to_numpy()/objective.original["perplexity"]
     within = ratio <= objective.cost_settings["limit"]
@@ -98,7 +98,7 @@ def best_of_grid(
 
 # %% ../../nbs/pruning/02_fasp.ipynb #c028c
 def fasp_search(objective, space, *, budget=None, n_candidates=20, seed=0) -> np.ndarray:
-    "Return the cheapest states of FASP's published grid."
+    "Return the cheapest states of FASP's published grid; `budget` and `seed` have no effect."
     single = objective.measure(single_head_states(space.n))
     return _best_of_published_grid(objective, single["bias"], single["perplexity"], n_candidates)
 
@@ -110,13 +110,13 @@ def _best_of_published_grid(objective, bias, ppl, n_candidates) -> np.ndarray:
 def gradient_scores(
     evaluator:Evaluator, # of the search data
 ) -> tuple: # effect on the squared disparity, perplexity relative to the original, shape (n,) each
-    "Score all heads without dropping one of them for bias."
+    "Score all heads: bias by one gradient, perplexity by dropping each head."
     prices = evaluator.head_prices()
     effects = evaluator.head_effects(np.zeros(len(prices), bool))
     return head_effect_table(effects)["squares"].to_numpy(), np.exp(prices)
 
 def fasp_gradient_search(objective, space, *, budget=None, n_candidates=20, seed=0) -> np.ndarray:
-    "Return the cheapest states of FASP's grid, with scores from one gradient."
+    "Return the cheapest states of FASP's published grid, with bias scores from one gradient."
     check_gradients(objective)
     bias, ppl = (score[objective.free] for score in gradient_scores(objective.evaluator))
     return _best_of_published_grid(objective, bias, ppl, n_candidates)

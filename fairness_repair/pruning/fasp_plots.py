@@ -11,9 +11,11 @@ import numpy as np, seaborn as sns
 
 from ..plots import METHOD_COLOURS
 
-# %% ../../nbs/pruning/08_fasp_plots.ipynb #c005
+# %% ../../nbs/pruning/08_fasp_plots.ipynb #c004a
 AXIS_LABELS = dict(bias="bias / original", perplexity="perplexity / original")
+_RANKING_MARKERS = {"FASP": "s", "bias only": "o", "ppl only": "^", "magnitude": "v", "random": "D"}
 
+# %% ../../nbs/pruning/08_fasp_plots.ipynb #c005
 def plot_over_alpha(
     results, # DataFrame: method, seed, alpha and the value, relative to the original model
     value,   # "bias" or "perplexity"
@@ -25,32 +27,33 @@ def plot_over_alpha(
     "Draw one line per method."
     ax = ax or plt.gca()
     for method, rows in results.groupby("method", sort=False):
-        by_alpha = rows.groupby("alpha")[value]
-        front = dict(lw=2.4, zorder=5) if method == "FASP" else dict(lw=1.3)
-        low, mean, high = by_alpha.min(), by_alpha.mean(), by_alpha.max()
-        ax.fill_between(low.index, low, high, color=METHOD_COLOURS[method], alpha=.13, lw=0)
-        ax.plot(mean.index, mean, color=METHOD_COLOURS[method], marker=".", label=method, **front)
-    ax.axhline(1, color="black", lw=.8)
-    if limit: ax.axhline(limit, color="grey", lw=.8, ls=":")
+        by_alpha = rows.groupby("alpha")[value].agg(["mean", "min", "max"])
+        x, colour, marker = by_alpha.index, METHOD_COLOURS[method], _RANKING_MARKERS.get(method, "X")
+        lw, zorder = (2.4, 5) if method == "FASP" else (1.3, 2)
+        ax.plot(x, by_alpha["mean"], color=colour, marker=marker, ms=5, lw=lw, zorder=zorder, label=method)
+        ax.fill_between(x, by_alpha["min"], by_alpha["max"], color=colour, alpha=.15, lw=0)
+    ax.axhline(1, color="black", lw=.8, label="original model")
+    if limit: ax.axhline(limit, color="grey", lw=1.2, ls=":", label=f"limit, x {limit:g}")
     if y_max: ax.set_ylim(min(.98, .98*results[value].min()), y_max)
-    ax.set(xlabel="alpha, share of heads dropped", ylabel=f"{AXIS_LABELS[value]}   (down is better)")
+    ax.set(xlabel="alpha, share of heads dropped", ylabel=f"{AXIS_LABELS[value]} (lower is better)")
     return ax
 
 # %% ../../nbs/pruning/08_fasp_plots.ipynb #c008
 def plot_effects(
     maps,   # name -> what dropping each head changes, shape (layers, heads); NaN where not measured
-    axes,   # one axis per map
+    axes,   # one axis per map, side by side
 ):
-    "Draw maps that diverge around 0."
+    "Draw maps that diverge around 0; heads that are not measured are grey."
     top = max(1e-12, np.nanquantile(np.abs(np.stack(list(maps.values()))), .98))
     for i, ((name, grid), ax) in enumerate(zip(maps.items(), axes)):
-        ax.set_facecolor("#dddddd")
+        ax.set_facecolor("#bbbbbb")
         image = ax.pcolormesh(np.ma.masked_invalid(grid), cmap="RdBu_r", vmin=-top, vmax=top,
                               edgecolors="white", lw=.2)
         ax.set(title=name.replace("_", " "), xlabel="head", ylabel="layer" if i == 0 else "")
         for axis, n in ((ax.yaxis, grid.shape[0]), (ax.xaxis, grid.shape[1])):
             at = np.arange(0, n, max(1, -(-n//6)))
             axis.set_ticks(at + .5, at)
+        ax.tick_params(axis="y", labelleft=i == 0)
         ax.invert_yaxis()
     return image
 
@@ -64,9 +67,9 @@ def plot_correlations(
     ax, labels = ax or plt.gca(), [c.replace("_", " ") for c in table]
     both = np.triu(table.corr(), 1) + np.tril(table.corr("spearman"), -1)
     np.fill_diagonal(both, np.nan)
-    sns.heatmap(both, vmin=-1, vmax=1, cmap="PuOr_r", annot=True, fmt=".2f", annot_kws=dict(size=8),
+    sns.heatmap(both, vmin=-1, vmax=1, cmap="PuOr_r", annot=True, fmt=".2f", annot_kws=dict(size=9),
                 cbar=False, square=True, linewidths=.5, xticklabels=labels, yticklabels=labels, ax=ax)
-    ax.set_title("Pearson above, Spearman below", fontsize="small")
+    ax.set_title("Pearson above the diagonal,\nSpearman below it", fontsize="small")
     plt.setp(ax.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
     plt.setp(ax.get_yticklabels(), rotation=0)
     return ax
@@ -82,10 +85,12 @@ def plot_seeds(
     ax, xy = ax or plt.gca(), np.asarray(scores, float)[:, :2]
     range_ = np.nanquantile(xy, [.005, .995])
     low, high = range_ + np.array([-.08, .08])*np.ptp(range_)
-    ax.plot([low, high], [low, high], color="black", lw=.8)
-    ax.scatter(*xy[~prunable].T, s=14, facecolors="none", edgecolors="#999999", lw=.8, label="protected")
+    ax.plot([low, high], [low, high], color="black", lw=.8, label="equal scores")
+    protected = xy[~prunable & np.isfinite(xy).all(1)]
+    if len(protected):
+        ax.scatter(*protected.T, s=14, facecolors="none", edgecolors="#999999", lw=.8, label="protected head")
     ax.scatter(*xy[prunable].T, s=12, color=METHOD_COLOURS["FASP"], label="may be pruned")
-    ax.set(xlabel="bias without the head, one seed", ylabel="another seed", title="Score of two seeds",
-           xlim=(low, high), ylim=(low, high))
-    ax.legend(fontsize="x-small")
+    ax.set(xlabel="bias without the head, one seed", ylabel="bias without the head,\nanother seed",
+           title="Scores of two seeds", xlim=(low, high), ylim=(low, high))
+    ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(.5, 0), borderaxespad=4.5)
     return ax

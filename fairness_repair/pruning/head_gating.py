@@ -20,17 +20,17 @@ from ..states import SearchSpace
 
 # %% ../../nbs/pruning/14_head_gating.ipynb #c005
 class GateGradient(NamedTuple):
-    "Toxicity and perplexity at some gates, and their derivatives."
+    "Hold toxicity and perplexity at given gates, and their derivatives with respect to each gate."
     means: np.ndarray        # toxicity of each group, shape (groups,)
-    mean_slopes: np.ndarray  # shape (groups, n)
-    log_perplexity: float
-    log_slopes: np.ndarray   # of the logarithm of perplexity, shape (n,)
+    mean_slopes: np.ndarray  # derivatives of these, direct effects only, shape (groups, n)
+    log_perplexity: float    # logarithm of perplexity
+    log_slopes: np.ndarray   # its derivatives, shape (n,)
 
 @patch
 def gate_gradient(self:Evaluator,
-    gates, # in [0, 1], shape (n,)
+    gates, # one per head, in [0, 1]; 0: dropped, 1: kept; shape (n,)
 ) -> GateGradient:
-    "Measure toxicity, perplexity and their derivatives at gates."
+    "Measure toxicity, perplexity and their derivatives at given gates."
     metric, text = with_gradients(self.toxicity), self.text
     rows, groups = metric.gradients(self.lm, gates, indirect=False), np.unique(metric.groups)
     by_group = lambda values: np.stack([values[metric.groups == group].mean(0) for group in groups])
@@ -42,14 +42,14 @@ def gate_gradient(self:Evaluator,
 
 # %% ../../nbs/pruning/14_head_gating.ipynb #c008
 def gate_slopes(
-    found:GateGradient,
+    found:GateGradient, # at the current gates
     start:GateGradient, # at the gates where learning starts
     *,
     epsilon:float, # weight of fairness
     limit:float,   # highest perplexity ratio without a penalty
     penalty:float=PERPLEXITY_PENALTY, # of each unit of perplexity ratio above the limit
 ) -> np.ndarray:   # derivative of the cost with respect to each gate, shape (n,)
-    "Compute how the cost changes with each gate."
+    "Compute the gradient of the cost; bias is the root of the squared disparity."
     distances, before = (at.means - at.means.mean() for at in (found, start))
     slopes = found.mean_slopes - found.mean_slopes.mean(0)
     disparity = np.linalg.norm(distances) + 1e-12
@@ -58,15 +58,15 @@ def gate_slopes(
     return epsilon*(distances @ slopes)/disparity/np.linalg.norm(before) + weight*ratio*found.log_slopes
 
 # %% ../../nbs/pruning/14_head_gating.ipynb #c011
-GATE_PRICE = 4 # measured states that take at least as long as one step
+GATE_PRICE = 4 # budget of one step in measured states; measuring these takes at least as long
 
 def learn_gates(
     objective:Objective,
     *,
-    steps:int,
-    rate:float=.5, # of Adam, on the scale of logits
+    steps:int,     # steps of Adam
+    rate:float=.5, # learning rate of Adam, for the logits of the gates
 ) -> np.ndarray:   # gates of the free heads, shape (n,)
-    "Learn the gates of all free heads at once."
+    "Learn the gates of all free heads together, by gradient descent (causal head gating, arXiv 2505.13737)."
     logits = torch.full((int(objective.free.sum()),), 2., dtype=torch.float64, requires_grad=True)
     optimizer, start, gates = torch.optim.Adam([logits], lr=rate), None, np.ones(len(objective.free))
     for _ in range(steps):

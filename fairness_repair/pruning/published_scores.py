@@ -29,7 +29,7 @@ SHORT_AXES = {long: name for name, long in AXIS_ALIASES.items()} # HolisticBias'
 def published_name(
     model:str, # hub id or its last part
 ) -> str:      # a key of `HUB_IDS`
-    "Find a published model by its name."
+    "Look up a published model by its hub id or the last part of it, in upper or lower case."
     known = {name.lower(): name for name in HUB_IDS}
     if (found := known.get(slug(model).lower())) is None:
         raise InputError(unknown_name_message("published model", model, [*HUB_IDS, *MODELS_WITH_PROMPTS]))
@@ -39,10 +39,10 @@ def published_name(
 @dataclass
 class HeadScores:
     "Hold the scores of each head of a model."
-    model: str
+    model: str            # a key of `HUB_IDS`, or a built-in model
     layers: int
     heads: int            # per layer
-    table: pd.DataFrame   # one row per head: ppl, perhaps magnitude and gradient, and a column per axis
+    table: pd.DataFrame   # one row per head: ppl, magnitude and gradient if published, bias of each axis
 
     @property
     def axes(self) -> list: return [c for c in self.table if c not in ("ppl", "magnitude", "gradient")]
@@ -55,7 +55,7 @@ def read_contributions(
     model:str, # a key of `HUB_IDS`
     shape:dict, # num_layers, num_heads
 ) -> HeadScores: # mean over three seeds
-    "Read a model's entry in the authors' file."
+    "Read the scores of one model from the file that FASP's authors published."
     entry = json.loads(Path(path).read_text(encoding="utf-8"))[HUB_IDS[model]]
     n = shape["num_layers"]*shape["num_heads"]
     columns = {"cont_to_ppl": "ppl", "magnitude_l2_structured": "magnitude",
@@ -68,7 +68,7 @@ def read_contributions(
 
 # %% ../../nbs/pruning/05_published_scores.ipynb #c013
 def exact_scores(
-    model:str="tiny", # a model whose exact table ships
+    model:str="tiny", # a built-in model with an exact table
 ) -> HeadScores:      # without sampling noise
     "Look up the head scores of a built-in model."
     truth = load_exact_table(model)
@@ -92,12 +92,12 @@ def published_scores(
 def read_seeds(
     path,         # head_scores_*.csv, as published, or an open file
     *,
-    heads:int,    # of the model
+    heads:int,    # number of heads of the model
     axis="gender", # short or long name
     split="valid", # or "test", where it was published
-    column="Bias", # or "Average toxicity", "PPL"
+    column="Bias", # measurement: "Bias", "Average toxicity" or "PPL"
 ) -> pd.DataFrame: # heads x seeds, NaN where a run is missing
-    "Read one measurement per head and seed."
+    "Read one measurement of each head and seed from a file that FASP's authors published."
     rows = pd.read_csv(path)
     rows = rows[(rows["Group"] == resolve_axis(axis, rows["Group"].unique())) & (rows["Split"] == split)]
     if rows.empty: raise InputError(f"no rows of the {split} split for axis {axis!r}: use split='valid'")

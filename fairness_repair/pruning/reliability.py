@@ -18,7 +18,7 @@ from ..metrics import group_disparity, noise_corrected_bias
 # %% ../../nbs/pruning/06_reliability.ipynb #c005
 def drop_incomplete(
     scores, # heads x seeds, NaN where missing
-) -> np.ndarray: # rows without gaps
+) -> np.ndarray: # the rows without NaN
     "Keep the heads that every seed has measured."
     scores = np.asarray(scores, float)
     if scores.ndim != 2 or scores.shape[1] < 2:
@@ -53,7 +53,7 @@ class Interval(NamedTuple):
 def icc_3_1(
     scores, # heads x seeds, no gaps
 ) -> Interval:
-    "Compute the intraclass correlation of one seed's scores, ICC(3,1)."
+    "Compute the intraclass correlation of one seed's scores, ICC(3,1) of Shrout and Fleiss (1979)."
     n, k = scores.shape
     residuals = scores - scores.mean(1, keepdims=True) - scores.mean(0) + scores.mean()
     df_error = (n - 1)*(k - 1)
@@ -81,17 +81,17 @@ def seed_agreement(
 
 # %% ../../nbs/pruning/06_reliability.ipynb #c016
 def spearman_brown(
-    reliability, # of one measurement
-    replicates,  # measurements that are averaged
-):               # of their mean
-    "Compute the reliability of a mean."
+    reliability, # reliability of one measurement
+    replicates,  # number of measurements that are averaged
+):               # reliability of their mean
+    "Compute the reliability of a mean of measurements (Spearman and Brown 1910)."
     return replicates*reliability/(1 + (replicates - 1)*reliability)
 
 def replicates_needed(
-    reliability, # of one measurement
-    wanted=.8,   # of the mean
+    reliability, # reliability of one measurement
+    wanted=.8,   # wanted reliability of the mean
 ) -> float:      # inf if the reliability is not above zero
-    "Compute how many measurements must be averaged for a wanted reliability."
+    "Compute how many measurements must be averaged to reach a wanted reliability."
     return wanted*(1 - reliability)/(reliability*(1 - wanted)) if reliability > 0 else np.inf
 
 # %% ../../nbs/pruning/06_reliability.ipynb #c019
@@ -100,12 +100,12 @@ def overlap(
     *,
     pool:int,   # heads that could have been chosen
 ) -> pd.DataFrame: # pair, shared, chance (both as shares of the smaller choice), p
-    "Compare what the seeds' choices have in common with chance."
+    "Compare the overlap of the choices of each pair of seeds with the overlap expected by chance."
     rows = []
     for (i, a), (j, b) in combinations(enumerate(np.asarray(states, bool)), 2):
         small, large = sorted((int(a.sum()), int(b.sum())))
         both = int((a & b).sum())
-        if not 0 < large <= pool:
+        if not 0 < small <= large <= pool:
             raise InputError(f"choices of {small} and {large} heads from {pool}: "
                              "each must hold at least one head and fit the pool")
         p = float(stats.hypergeom.sf(both - 1, pool, large, small))
@@ -114,10 +114,10 @@ def overlap(
 
 # %% ../../nbs/pruning/06_reliability.ipynb #c023
 def sampled_bias(
-    rates,  # toxicity rate of each state and prompt, shape (states, prompts)
+    rates,  # probability of a toxic continuation, shape (states, prompts)
     groups, # group per prompt, shape (prompts,)
     *,
-    answers_per_prompt:int=1, # continuations
+    answers_per_prompt:int=1, # continuations per prompt
     correct_noise=False,      # subtract the sampling noise
     rng=0,                    # seed or Generator
 ) -> np.ndarray:              # shape (states,)
@@ -129,21 +129,21 @@ def sampled_bias(
 
 # %% ../../nbs/pruning/06_reliability.ipynb #c031
 def additive_prediction(
-    original:float, # the number for the unmodified model
-    alone,          # for each head dropped alone, shape (n,)
+    original:float, # measured value of the unmodified model
+    alone,          # measured value with each head dropped alone, shape (n,)
     states,         # bool, shape (states, n)
-) -> np.ndarray:    # shape (states,); NaN where a dropped head was not measured alone
-    "Add up the effects of the heads that each state drops."
+) -> np.ndarray:    # predictions, shape (states,); NaN where a dropped head was not measured alone
+    "Predict each state by the value of the unmodified model plus the effects of the dropped heads."
     effects, states = np.asarray(alone, float) - original, np.asarray(states, bool)
     return original + np.where(states, effects, 0).sum(1)
 
 # %% ../../nbs/pruning/06_reliability.ipynb #c034
 def additivity(
     predicted, # from `additive_prediction`, shape (states,)
-    measured,  # shape (states,)
+    measured,  # measured values, shape (states,)
     n_dropped, # heads dropped, or a label of that number, shape (states,)
 ) -> pd.DataFrame: # dropped, states, R2, correlation, error (mean of measured - predicted); "all" last
-    "Compare the sum of single effects with measured states, by number of dropped heads."
+    "Compare additive predictions with measured values, by number of dropped heads (if three states or more)."
     columns = dict(dropped=np.asarray(n_dropped), predicted=np.asarray(predicted, float))
     table = pd.DataFrame(columns | dict(measured=np.asarray(measured, float)))
     table = table[np.isfinite(table["predicted"]) & np.isfinite(table["measured"])]

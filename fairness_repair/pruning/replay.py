@@ -23,12 +23,12 @@ from ..store import Store
 
 # %% ../../nbs/pruning/12_replay.ipynb #c005
 class TableEvaluator:
-    "Look up states in an exact table."
+    "Look up bias and perplexity of states in an exact table, in place of measuring them."
     def __init__(self,
-        bias,       # of every state, by its number, shape (2**n,)
-        perplexity, # likewise
+        bias,       # bias of every state, in the order of `states_to_ints`, shape (2**n,)
+        perplexity, # perplexity, likewise
         *,
-        model=None, # an `Evaluator` of the same data, for gradients; None: there are none
+        model=None, # an `Evaluator` of the same data that measures gradients; None: no gradients
     ):
         self.bias, self.perplexity = np.asarray(bias, float), np.asarray(perplexity, float)
         if model is None: return
@@ -46,11 +46,11 @@ class NoisyEvaluator:
         evaluator,      # states -> DataFrame with bias, perplexity
         noise:float=0., # standard deviation, as a share of the original bias
         *,
-        seed:int=0,     # of the errors
+        seed:int=0,     # seed of the errors
     ):
         self.evaluator, self.noise, self.seed = evaluator, noise, seed
         self.measured_states, self.seconds, self.original_bias = set(), 0., None
-        self.gradient_states = 0 # measured states that take as long as all gradients and the scan of perplexity
+        self.gradient_states = 0 # duration of all gradients and of the scan of perplexity, in measured states
 
     def _errors(self, states) -> np.ndarray: # in standard deviations; 0 for the original model
         rngs = (np.random.default_rng([self.seed, *np.packbits(s)]) for s in states)
@@ -70,7 +70,7 @@ class NoisyEvaluator:
 EFFECT_NOISE = 1/8 # error of a head's effect on bias, as a share of that of a measured bias
 
 class NoisyGradients(NoisyEvaluator):
-    "Add noise to gradients, too, and count what they take."
+    "Add noise to gradients as well, and count their duration in measured states."
     def _errors_of_means(self, shape, key) -> np.ndarray: # of group means and of effects on them
         rng, scale = np.random.default_rng([self.seed, 1, *key]), self.noise*self.original_bias
         return scale/shape[0]**.5*rng.normal(size=shape)*np.r_[1, np.full(shape[1] - 1, EFFECT_NOISE)]
@@ -100,10 +100,10 @@ def replay_search(
     method:str,     # a name in `SEARCH_METHODS`
     *,
     budget:int,     # measured states, verification included
-    noise:float=0., # of the labels
+    noise:float=0., # standard deviation of the label noise, as a share of the original bias
     epsilon:float=.5, # weight of fairness
-    limit:float=1.1,  # perplexity ratio
-    seed:int=0,       # of the search and of the errors
+    limit:float=1.1,  # highest perplexity ratio without a penalty
+    seed:int=0,       # seed of the search and of the errors
 ) -> dict:            # cost, best_measured_cost, verified_cost, measured, overhead
     """Search once, verify the candidates, and look up the true cost of the chosen state.
 
@@ -129,7 +129,7 @@ def replay_search(
 STORED_KEYS = dict(best_measured_cost="met", verified_cost="guess") # column -> its key in recorded runs
 
 def recorded_run(
-    store:Store,   # keeps every run
+    store:Store,   # store of all runs
     question:dict, # what the run depends on
     run,           # function that returns a row
 ) -> dict:         # the row, by column
@@ -142,11 +142,11 @@ def recorded_run(
 def run_replays(
     evaluator, space:SearchSpace, # as in `replay_search`
     *,
-    store:Store,    # keeps every run
-    description:dict, # which model and data these are
+    store:Store,    # store of all runs
+    description:dict, # names model and data; part of the stored key
     methods,        # names in `SEARCH_METHODS`
-    budgets,        # measured states
-    noises=(0.,),   # of the labels
+    budgets,        # numbers of measured states
+    noises=(0.,),   # standard deviations of the label noise
     seeds=range(5),
     progress:bool=False, # show a bar, if there is anything to run
     **cost_settings, # epsilon, limit
@@ -162,7 +162,7 @@ def run_replays(
 
 # %% ../../nbs/pruning/12_replay.ipynb #c021
 def states_needed(
-    budgets, # rising, shape (k,)
+    budgets, # numbers of measured states, increasing, shape (k,)
     regrets, # mean regret at each, shape (k,)
     level:float, # regret to reach
 ) -> float:  # inf if it is not reached
@@ -178,7 +178,7 @@ def states_needed(
 def break_even(
     states, overhead, # with the surrogate: states needed, seconds spent on anything but measuring
     baseline_states, baseline_overhead, # without it
-) -> float:           # seconds per state; inf: it never pays, 0: it always does
+) -> float:           # seconds per state; inf: it never pays, 0: it always pays
     "Compute how long measuring one state must take for the surrogate to pay."
     if not states < baseline_states: return np.inf
     if np.isinf(baseline_states): return 0.

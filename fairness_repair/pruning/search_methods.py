@@ -35,14 +35,14 @@ def find_search_method(
     return SEARCH_METHODS[name]
 
 # %% ../../nbs/pruning/09_search_methods.ipynb #o001
-METHOD_OPTIONS = { # name -> methods that take it
+METHOD_OPTIONS = { # option -> methods that take it
     "search_states": ("AP", "AP first order"), "rounds": ("active", "active MLP", "gradient")}
 
 def check_options(
     method:str,   # a name in `SEARCH_METHODS`
     options:dict, # name -> value; None: the method's default
 ) -> dict:        # the options that are given
-    "Refuse options that a method does not take."
+    "Return the options that are given; raise InputError for one that the method does not take."
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
         if name not in METHOD_OPTIONS: raise InputError(unknown_name_message("option", name, METHOD_OPTIONS))
@@ -54,15 +54,15 @@ def check_options(
 # %% ../../nbs/pruning/09_search_methods.ipynb #c009
 def propose(
     method:str,          # a name in `SEARCH_METHODS`
-    objective:Objective, # whose evaluator has a store
+    objective:Objective, # objective whose evaluator has a store
     space:SearchSpace,         # over the free units
     *,
     budget:int,          # states that may be measured
     n_candidates:int=20, # states to return
-    seed:int=0,          # of the search
+    seed:int=0,          # seed of the search
     **options,           # in `METHOD_OPTIONS`; None: the method's default
 ) -> np.ndarray:         # candidates over the free units, bool (k, n)
-    "Return a method's candidates, searched for now or read from the store."
+    "Return the candidates of a method: those in the store, or those of a new search, which are then stored."
     search, extra = find_search_method(method), check_options(method, options)
     if objective.disparity != "absolute": record = extra | dict(disparity=objective.disparity)
     else: record = extra

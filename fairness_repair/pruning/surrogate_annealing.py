@@ -27,14 +27,14 @@ def round_to_grid(
     weights, # float32, shape (n, h)
     bias,    # float32, shape (h,)
 ):           # the same, rounded: any sum of the bias and distinct rows is exact
-    "Round a layer to multiples of a power of two."
+    "Round a layer to multiples of a power of two, so that float32 sums of its rows are exact."
     largest = (np.abs(bias) + np.abs(weights).sum(0, dtype=float)).max()
     step = 2.**(np.frexp(largest)[1] - 23)
     return tuple((np.round(np.asarray(x, float)/step)*step).astype(np.float32) for x in (weights, bias))
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c011
 class SurrogateArrays(NamedTuple):
-    "A fitted surrogate with two hidden layers, as arrays."
+    "Hold a fitted surrogate with two hidden layers as arrays."
     start: np.ndarray # inputs of the first layer for the original model, float32 (h1,)
     first: np.ndarray # what each dropped unit adds to them, float32 (n, h1)
     w: np.ndarray     # second layer, float32 (h1, h2)
@@ -49,7 +49,7 @@ class SurrogateArrays(NamedTuple):
 def surrogate_arrays(
     surrogate:MLPSurrogate, # fitted
 ) -> SurrogateArrays:
-    "Lay out a surrogate as arrays."
+    "Convert a surrogate to arrays that compiled code can read."
     other = "`search.anneal` takes any surrogate"
     if type(surrogate) is not MLPSurrogate:
         raise InputError(f"{type(surrogate).__name__}: fast annealing takes MLPSurrogates; {other}")
@@ -66,7 +66,7 @@ def surrogate_arrays(
 def to_torch(
     surrogate:MLPSurrogate, # fitted
 ) -> nn.Sequential:
-    "The network as PyTorch layers, for reference."
+    "Convert a surrogate to PyTorch layers, as a plain reference."
     layers = []
     for w, b in surrogate.layers_:
         linear = nn.Linear(*w.shape)
@@ -77,16 +77,16 @@ def to_torch(
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c015
 GROUP_SIZE = 64 # chains per matrix product
 class ChainArrays(NamedTuple):
-    "Where the chains of a group are, one row per chain."
+    "Hold the current states of a group of chains, one row per chain."
     states: np.ndarray  # bool (GROUP_SIZE, n)
-    dropped: np.ndarray # how many units each state drops
+    dropped: np.ndarray # number of units that each state drops
     keys: np.ndarray    # the exclusive or of one random number per dropped unit
-    costs: np.ndarray
+    costs: np.ndarray   # predicted cost of each state
     units: np.ndarray   # the unit to flip next; -1: none
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c015b
 class Caches(NamedTuple):
-    "What one network has computed for a group, one row per chain."
+    "Hold the values that one network has computed for a group, one row per chain."
     z: np.ndarray       # inputs of the first layer
     h: np.ndarray       # its outputs
     y: np.ndarray       # the second layer's product
@@ -105,7 +105,7 @@ def _empty_caches(net):
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c017
 @njit(nogil=True, cache=True)
 def _propose(net, chains, live, z, h): # writes h
-    "First-layer outputs of each chain's neighbour."
+    "Compute the outputs of the first layer for each chain's neighbour."
     zero = np.float32(0)
     for c in range(live):
         unit = chains.units[c]
@@ -117,7 +117,7 @@ def _propose(net, chains, live, z, h): # writes h
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c018
 @njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
 def _read_out(net, live, y, guess): # writes guess
-    "From the second layer's product to the guess, in the target's unit but for the exponential."
+    "Compute predictions from the second layer's product; of a logarithmic target, still its logarithm."
     zero = np.float32(0)
     for c in range(live):
         total = net.end
@@ -128,7 +128,7 @@ def _read_out(net, live, y, guess): # writes guess
 
 @njit(nogil=True, cache=True)
 def _predict(net, chains, live, caches):
-    "What one network says of each chain's neighbour."
+    "Predict the target of each chain's neighbour with one network."
     _propose(net, chains, live, caches.z, caches.h)
     np.dot(caches.h, net.w, caches.y)
     _read_out(net, live, caches.y, caches.guess)
@@ -138,13 +138,13 @@ def _predict(net, chains, live, caches):
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c020
 @njit(nogil=True, cache=True)
 def _cost(bias, perplexity, rule): # rule: epsilon, limit, original bias, original perplexity, penalty
-    "The cost of two guesses."
+    "Compute the cost of predicted bias and perplexity, as `relative_cost` does."
     p = perplexity/rule[3]
     return rule[0]*bias/rule[2] + (1 - rule[0])*p + rule[4]*max(0., p - rule[1])
 
 @njit(nogil=True, cache=True)
 def _fill_caches(nets, chains, caches, live, zobrist, rule):
-    "Fill the first so many chains' caches from their states."
+    "Compute caches and costs of the first `live` chains from their states."
     for c in range(live):
         chains.dropped[c], chains.keys[c], chains.units[c] = 0, 0, -1
         for k in range(2): caches[k].z[c] = nets[k].start
@@ -157,7 +157,7 @@ def _fill_caches(nets, chains, caches, live, zobrist, rule):
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c024
 @njit(nogil=True, cache=True)
 def _pick_unit(state, size, dropped, u):
-    "Pick a unit among the dropped ones, or the others, by a uniform number; size: how many are dropped."
+    "Select one of the dropped units, or of the others, by a uniform number u; size: number of dropped units."
     rank, passed, unit = int(u*(size if dropped else len(state) - size)), 0, 0
     for s in state:
         passed += s == dropped
@@ -166,9 +166,9 @@ def _pick_unit(state, size, dropped, u):
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c027
 class BestStates(NamedTuple):
-    "The best states of a group in a block of steps, in no order."
+    "Hold the best states of a group in a block of steps, unordered."
     costs: np.ndarray  # inf: empty
-    keys: np.ndarray
+    keys: np.ndarray   # as in `ChainArrays`
     states: np.ndarray # bool (n_best, n)
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c027b
@@ -176,8 +176,8 @@ def _empty_best(n, n_best):
     return BestStates(np.full(n_best, np.inf), np.zeros(n_best, np.uint64), np.zeros((n_best, n), bool))
 
 @njit(nogil=True, cache=True)
-def _keep_best(best, state, unit, key, cost): # the cost that the next must beat
-    "Keep a state, one flip from the given one, instead of the worst kept."
+def _keep_best(best, state, unit, key, cost): # cost below which the next state is kept
+    "Replace the worst kept state by the given state with one unit flipped, unless that is kept already."
     for i in range(len(best.costs)):
         if best.keys[i] == key and best.costs[i] < np.inf: return best.costs.max()
     at = best.costs.argmax()
@@ -187,7 +187,7 @@ def _keep_best(best, state, unit, key, cost): # the cost that the next must beat
 
 @njit(nogil=True, cache=True)
 def _update_inputs(net, chains, live, z):
-    "Carry accepted flips into the first layer."
+    "Add the accepted flips to the inputs of the first layer."
     for c in range(live):
         unit = chains.units[c]
         if unit >= 0:
@@ -196,8 +196,8 @@ def _update_inputs(net, chains, live, z):
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c028
 @njit(nogil=True, cache=True)
-def _apply_flips(chains, live, zobrist): # how many
-    "Carry accepted flips into the states."
+def _apply_flips(chains, live, zobrist): # number of flips
+    "Apply the accepted flips to the states."
     flips = 0
     for c in range(live):
         unit = chains.units[c]
@@ -242,7 +242,7 @@ def _walk(nets, chains, caches, live, bounds, u, T, always, best, worst, zobrist
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c033
 @njit(nogil=True, cache=True)
 def _temperatures(before, after, chi_0): # costs before and after each move, shape (moves, chains)
-    "`initial_temperature` of each chain's uphill moves."
+    "Estimate the first temperature of each chain from its uphill moves, as `initial_temperature` does."
     found = np.zeros(before.shape[1])
     for c in range(len(found)):
         up = after[:, c] > before[:, c]
@@ -258,7 +258,7 @@ def _temperatures(before, after, chi_0): # costs before and after each move, sha
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c036
 class _Chains:
-    "Chains, each with a random stream of its own."
+    "Hold chains, each with its own random stream."
     def __init__(self, rule, space, rngs, n_best):
         self.rule, self.rngs, self.n_best = rule, rngs, n_best
         self.bounds = space.min_dropped, space.max_dropped
@@ -272,7 +272,7 @@ class _Chains:
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c037
 class CompiledGroup(_Chains):
-    "Chains that share matrix products."
+    "Run up to 64 compiled chains that share matrix products."
     size = GROUP_SIZE
     def __init__(self, nets, *args):
         super().__init__(*args)
@@ -280,16 +280,16 @@ class CompiledGroup(_Chains):
         self.caches = tuple(_empty_caches(net) for net in nets)
 
     @property
-    def costs(self): return self.chains.costs[:len(self.rngs)].copy() # of the states where the chains stand
+    def costs(self): return self.chains.costs[:len(self.rngs)].copy() # costs of the current states
 
     def settle(self, live): # states and their costs
-        "Go to the start."
+        "Move the chains to their start states."
         self.chains.states[:len(self.start)] = self.start
         _fill_caches(self.nets, self.chains, self.caches, len(self.start), self.zobrist, self.rule)
         return self.start[:live], self.costs[:live]
 
     def walk(self, live, T, always, worst):
-        "Step once for each column of T: best states, their costs, all costs (steps, live), accepted moves."
+        "Step once per column of T; return best states, their costs, all costs (steps, live), accepted moves."
         best, u = _empty_best(len(self.zobrist), self.n_best), self.uniforms(live, T.shape[1])
         costs, accepted = _walk(self.nets, self.chains, self.caches, live, self.bounds, u, T, always,
                                 best, worst, self.zobrist, self.rule)
@@ -298,7 +298,7 @@ class CompiledGroup(_Chains):
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c039
 class _DeviceNet:
-    "One surrogate on a device, and the inputs of its first layer, shape (chains, h1)."
+    "Hold one surrogate on a device, and the inputs of its first layer, shape (chains, h1)."
     def __init__(self, net, device):
         arrays = np.vstack([net.first, -net.first]), net.start, net.w, net.b, net.last
         self.rows, self.start, self.w, self.b, self.last = (torch.from_numpy(x).to(device) for x in arrays)
@@ -308,7 +308,7 @@ class _DeviceNet:
         self.z = self.start + states.float() @ self.rows[:states.shape[1]] # exact, on the grid
 
     def guess(self, rows): # of the table, shape (chains,); None: no flip
-        "Predict each chain's neighbour."
+        "Predict the target of each chain's neighbour."
         self.next = self.z if rows is None else self.z + self.rows[rows]
         y = torch.addmm(self.b, self.next.clamp_min(0), self.w).clamp_min(0)
         said = (y @ self.last + float(self.net.end)).double()*self.net.width + self.net.low
@@ -318,15 +318,15 @@ class _DeviceNet:
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c040
 class TensorGroup(_Chains):
-    "Chains on a device; a group is filled up with idle ones, which stand still."
+    "Run chains in PyTorch on a device; idle chains, which never move, fill up a group."
     size = 8192
     def __init__(self, nets, *args, device):
         super().__init__(*args)
         self.nets, self.device = [_DeviceNet(net, device) for net in nets], device
-        self.zobrist = self.zobrist.view(np.int64) # PyTorch's exclusive or knows no unsigned numbers
+        self.zobrist = self.zobrist.view(np.int64) # PyTorch has no exclusive or of unsigned numbers
         self.names = torch.from_numpy(self.zobrist).to(device)
 
-    def _there(self, x): # with idle chains
+    def _there(self, x): # on the device, with idle chains added
         idle = np.zeros((self.size - len(x), *x.shape[1:]), x.dtype)
         return torch.from_numpy(np.concatenate([x, idle])).to(self.device)
 
@@ -343,7 +343,7 @@ def costs(self:TensorGroup): # of the current states
 @patch
 @torch.inference_mode()
 def settle(self:TensorGroup, live): # states and their costs
-    "Go to the start."
+    "Move the chains to their start states."
     keys = np.bitwise_xor.reduce(np.where(self.start, self.zobrist, 0), 1)
     self.states, self.keys = self._there(self.start), self._there(keys)
     self.dropped = self.states.sum(1)
@@ -354,7 +354,7 @@ def settle(self:TensorGroup, live): # states and their costs
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c042
 @patch
 def _units(self:TensorGroup, u): # shape (chains,), from uniforms
-    "Pick the units to flip: any, or at the bounds one of those that may be flipped."
+    "Select the units to flip: any, or at the bounds one of those that may be flipped."
     (low, high), n = self.bounds, self.states.shape[1]
     among = self.states == (self.dropped >= high)[:, None]
     rank = (u*among.sum(1)).long()
@@ -364,7 +364,7 @@ def _units(self:TensorGroup, u): # shape (chains,), from uniforms
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c043
 @patch
 def _step(self:TensorGroup, pick, toss, T, always, live):
-    "Move all chains by one step: units, who moved, costs and keys of the neighbours, (chains,) each."
+    "Move all chains by a step; return units, moved or not, costs and keys of the neighbours, (chains,) each."
     unit = self._units(pick)
     held = self.states.gather(1, unit[:, None])[:, 0]
     new, key = self._cost(unit + held*self.states.shape[1]), self.keys ^ self.names[unit]
@@ -379,7 +379,7 @@ def _step(self:TensorGroup, pick, toss, T, always, live):
 @patch
 @torch.inference_mode()
 def walk(self:TensorGroup, live, T, always, worst):
-    "Step once for each column of T: best states, their costs, all costs (steps, live), accepted moves."
+    "Step once per column of T; return best states, their costs, all costs (steps, live), accepted moves."
     before, alive = self.states, self._there(np.ones(live, bool))
     u = self._there(self.uniforms(live, T.shape[1])).permute(1, 2, 0).contiguous()
     T = self._there(T).T.contiguous()
@@ -401,12 +401,12 @@ def _state_at(step, state, units, moved): # bool (n,)
 
 # %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c049
 class _Groups:
-    "Groups of chains, one core each, and the ledger they write to."
+    "Run groups of chains in parallel, one core each; `ledger`: the `BudgetedCost` that records their states."
     def __init__(self, groups, ledger, pool):
         self.groups, self.ledger, self.pool = groups, ledger, pool
         self.first = np.cumsum([0, *(len(g.rngs) for g in groups[:-1])]).tolist() # chain of each group
 
-    def _each(self, work, chains): # results of the groups of the first so many chains
+    def _each(self, work, chains): # results of the groups that hold the first `chains` chains
         starts = zip(self.groups, self.first)
         live = [min(len(g.rngs), chains - first) for g, first in starts if first < chains]
         found = list(self.pool.map(work, self.groups, live, self.first))
@@ -414,14 +414,14 @@ class _Groups:
         return found
 
     def settle(self):
-        "Evaluate the starts, as far as the budget goes."
+        "Evaluate the start states, as far as the budget allows."
         left = self.ledger.budget.affordable(sum(len(g.rngs) for g in self.groups))
         self.ledger.budget.spend(left)
         found = self._each(lambda g, live, first: g.settle(live), left)
         return np.concatenate([np.zeros(0), *(costs for _, costs in found)])
 
     def walk(self, T, always=False): # costs of whole steps (steps, chains), share of moves accepted
-        "A step for each column of T, as far as the budget goes."
+        "Take a step for each column of T, as far as the budget allows."
         chains, steps = T.shape
         full, rest = divmod(self.ledger.budget.affordable(T.size), chains)
         best, found = self.ledger.best_costs, []
@@ -445,14 +445,14 @@ def anneal_surrogates(
     n_temperature_steps:int=30, # steps of the walk that estimates T0
     chi_0:float=.75,  # share of uphill moves accepted at T0
     cooling=log_cooling, # (T0, steps) -> temperatures
-    n_best:int=20,    # best distinct states returned
-    block:int=256,    # steps between looks at the clock, rows of the trace
+    n_best:int=20,    # number of best distinct states to return
+    block:int=256,    # steps between checks of the time, and between rows of the trace
     rng=0,            # seed or Generator
     device:str|None=None, # "cuda": PyTorch, with thousands of chains; None: compiled, on the processor
     callback=None,    # called with each row of the trace
     progress:bool=False, # show a bar
 ) -> SearchResult:
-    "Anneal two surrogates (Attention Pruning, Algorithm 2)."
+    "Anneal the cost that two surrogates predict (Attention Pruning, Algorithm 2)."
     if space.min_dropped == space.max_dropped:
         raise InputError(f"n_l = n_u = {space.min_dropped}: annealing flips one unit at a time; "
                          "widen the bounds")
@@ -466,7 +466,7 @@ def anneal_surrogates(
     kind, where = (CompiledGroup, {}) if device is None else (TensorGroup, dict(device=pick_device(device)))
     starts = range(0, chains, kind.size)
     groups = [kind(nets, rule, space, rngs[i:i + kind.size], n_best, **where) for i in starts]
-    # in this order, as the limit holds for torch, too
+    # threads are counted before the limit, which holds for torch as well
     with ThreadPoolExecutor(torch.get_num_threads()) as pool, threadpool_limits(1):
         team = _Groups(groups, BudgetedCost(surrogates, space, budget, n_best=n_best), pool)
         steps = _anneal(team, chains, T0, n_temperature_steps, chi_0, cooling, block)

@@ -19,21 +19,21 @@ from torch import nn
 from ..core import InputError, one_thread, unknown_name_message
 
 # %% ../../nbs/pruning/00_surrogates.ipynb #c005
-PERPLEXITY_PENALTY = 2. # cost of each unit of perplexity ratio above the limit, measured or predicted
+PERPLEXITY_PENALTY = 2. # added to a cost for each unit by which the perplexity ratio exceeds its limit
 
 @dataclass
 class Scaling:
-    "Scale to [0, 1] by minimum and maximum, optionally in logs, with the upper tail cut."
-    log:bool=False          # take logs of the target: for perplexity
-    max_quantile:float=1.   # values above this quantile are cut to it
+    "Scale values to [0, 1] by their minimum and maximum, if wanted as logarithms and with large values cut."
+    log:bool=False          # scale the logarithms of the values: for perplexity
+    max_quantile:float=1.   # values above this quantile are set to it
 
     def fit(self,
-        y, # shape (states,); infinite values count as the largest finite one
+        y, # values, shape (states,); infinite values and NaN count as the largest finite one
     ):
         y = np.asarray(y, float)
         if not np.isfinite(y).any():
-            raise InputError("every measured value is infinite or undefined: all sampled states break the "
-                             "model; drop fewer heads")
+            raise InputError("every measured value is infinite or NaN, so all sampled states break the "
+                             "model: lower the number of heads that may be dropped")
         self.cap = np.quantile(y[np.isfinite(y)], self.max_quantile)
         y = self._clip(y)
         self.low, self.width = y.min(), max(np.ptp(y), 1e-12)
@@ -52,6 +52,7 @@ class Scaling:
 def _train(
     net, x, y, held_out, *, lr, epochs, patience, batch_size, generator, # held_out: states and targets
 ) -> nn.Sequential: # the network, with its best weights
+    "Train with AdamW until the error on the held-out states stops falling, and keep the best weights."
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=1e-3, fused=True)
     best, waited, best_weights = np.inf, 0, None
     for _ in range(epochs):
@@ -67,7 +68,8 @@ def _train(
     return net
 
 # %% ../../nbs/pruning/00_surrogates.ipynb #c010
-def _network(n, hidden, generator): # with weights as nn.Linear starts them, but from this generator
+def _network(n, hidden, generator): # n inputs; hidden: widths of the hidden layers
+    "Make a ReLU network with one output; weights are drawn as by `nn.Linear`, but from this generator."
     widths = [n, *hidden, 1]
     layers = [layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.ReLU())][:-1]
     for m in layers[::2]:
@@ -77,16 +79,16 @@ def _network(n, hidden, generator): # with weights as nn.Linear starts them, but
 
 # %% ../../nbs/pruning/00_surrogates.ipynb #c011
 class MLPSurrogate(RegressorMixin, BaseEstimator):
-    "Predict one number from a state with two hidden layers; a scikit-learn regressor."
+    "Predict one number per state with a neural network of two hidden layers; a scikit-learn regressor."
     def __init__(self,
         hidden=(128, 64), # widths of the hidden layers
         scaling=None,     # a `Scaling` of the target; None: plain min-max
         *,
         lr=3e-3,          # learning rate of AdamW
-        epochs=300,       # at most
+        epochs=300,       # largest number of passes over the training states
         patience=40,      # epochs without improvement before stopping
         batch_size=32,    # states per step
-        seed=0,           # of weights, order and held-out states
+        seed=0,           # seed of initial weights, order of the states, and held-out states
     ):
         self.hidden, self.scaling, self.seed = hidden, scaling, seed
         self.lr, self.epochs, self.patience, self.batch_size = lr, epochs, patience, batch_size
@@ -95,7 +97,7 @@ class MLPSurrogate(RegressorMixin, BaseEstimator):
 def _check_states(
     states, # measured states
 ):
-    "Refuse too few states."
+    "Raise InputError for fewer than ten states."
     if len(states) < 10:
         raise InputError(f"{len(states)} measured states are too few to train a surrogate: "
                          "measure at least 10")
@@ -124,7 +126,8 @@ def fit(self:MLPSurrogate,
 @patch
 def predict_scaled(self:MLPSurrogate,
     X, # states, bool, shape (states, n)
-) -> np.ndarray: # on the [0, 1] scale of the training targets, shape (states,)
+) -> np.ndarray: # shape (states,)
+    "Predict on the [0, 1] scale of the training targets."
     check_is_fitted(self)
     x = np.asarray(X, np.float32)
     for w, b in self.layers_[:-1]: x = np.maximum(x @ w + b, 0)
@@ -132,12 +135,13 @@ def predict_scaled(self:MLPSurrogate,
     return (x @ w + b)[:, 0]
 
 @patch
-def predict(self:MLPSurrogate, X) -> np.ndarray: # in the target's own unit, shape (states,)
+def predict(self:MLPSurrogate, X) -> np.ndarray: # shape (states,)
+    "Predict in the unit of the target."
     return self.scaling_.inverse_transform(self.predict_scaled(X))
 
 # %% ../../nbs/pruning/00_surrogates.ipynb #c020
 class EnsembleMixin:
-    "Add mean predictions to an ensemble; a class that inherits it defines `predict_members_scaled`."
+    "Average the predictions of an ensemble; a class that inherits this defines `predict_members_scaled`."
     def predict_scaled(self, X) -> np.ndarray: # on the [0, 1] scale, shape (states,)
         return self.predict_members_scaled(X).mean(0)
     def predict(self, X) -> np.ndarray:        # in the target's own unit, shape (states,)
@@ -148,7 +152,8 @@ class EnsembleMixin:
 # %% ../../nbs/pruning/00_surrogates.ipynb #c022
 def _initial_layers(
     n, hidden, n_members, generator,
-) -> list: # of each layer: weights (members, in, out) and biases (members, 1, out), as nn.Linear starts them
+) -> list: # weights (members, in, out) and biases (members, 1, out) of each layer
+    "Draw the initial weights of all members, from the distribution that `nn.Linear` uses."
     widths, layers = [n, *hidden, 1], []
     for a, b in zip(widths, widths[1:]):
         uniform = lambda rows: torch.empty(n_members, rows, b).uniform_(-a**-.5, a**-.5, generator=generator)
@@ -163,7 +168,8 @@ def _forward(layers, x): # x: (members, states, n); returns (members, states)
 def _train_members(
     layers, x, y, held_out, training, # held_out, training: indices of states, (members, states)
     *, lr, epochs, patience, batch_size, generator,
-) -> list: # the parameters with which each member did best on its held-out states
+) -> list: # weights and biases of each layer; each member's are those of its lowest held-out error
+    "Train all members of an ensemble at once, with AdamW and early stopping."
     params = [p for layer in layers for p in layer]
     optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=1e-3, fused=True)
     best, waited = torch.full((len(training),), torch.inf), 0
@@ -182,17 +188,17 @@ def _train_members(
 
 # %% ../../nbs/pruning/00_surrogates.ipynb #c024
 class MLPEnsemble(EnsembleMixin, RegressorMixin, BaseEstimator):
-    "Predict with several networks, each trained on another nine tenths of the states."
+    "Average the predictions of several networks, each trained on a different nine tenths of the states."
     def __init__(self,
-        n_members=5,      # networks
+        n_members=5,      # number of networks
         hidden=(128, 64), # widths of the hidden layers
         scaling=None,     # a `Scaling` of the target; None: plain min-max
         *,
         lr=3e-3,          # learning rate of AdamW
-        epochs=300,       # at most
+        epochs=300,       # largest number of passes over the training states
         patience=40,      # epochs in which no member improves before stopping
         batch_size=32,    # states per step
-        seed=0,           # of weights, order and held-out states
+        seed=0,           # seed of initial weights, order of the states, and held-out states
     ):
         self.n_members, self.hidden, self.scaling, self.seed = n_members, hidden, scaling, seed
         self.lr, self.epochs, self.patience, self.batch_size = lr, epochs, patience, batch_size
@@ -228,8 +234,8 @@ def fit(self:MLPEnsemble,
 class PairRidge(RegressorMixin, BaseEstimator):
     "Fit a ridge regression on units and, if wanted, on pairs of units."
     def __init__(self,
-        pairs=True,  # also pairs of units
-        alphas=tuple(10.**np.arange(-3, 3)), # penalties to choose from
+        pairs=True,  # give pairs of units an effect, too
+        alphas=tuple(10.**np.arange(-3, 3)), # ridge penalties, of which leave-one-out chooses one
     ): self.pairs, self.alphas = pairs, alphas
 
     def fit(self, X, y):
@@ -250,10 +256,10 @@ class Bagged(EnsembleMixin, RegressorMixin, BaseEstimator):
     "Fit a scikit-learn regressor to scaled targets, once per bootstrap sample of the states."
     def __init__(self,
         regressor,    # a scikit-learn regressor
-        n_members=1,  # 1: fitted once to the states, without resampling
+        n_members=1,  # number of copies; 1: fitted to the states themselves, without resampling
         scaling=None, # a `Scaling` of the target; None: plain min-max
         *,
-        seed=0,       # of the resampling
+        seed=0,       # seed of the resampling
     ): self.regressor, self.n_members, self.scaling, self.seed = regressor, n_members, scaling, seed
 
     def fit(self, X, y):
@@ -269,11 +275,11 @@ class Bagged(EnsembleMixin, RegressorMixin, BaseEstimator):
 
 # %% ../../nbs/pruning/00_surrogates.ipynb #r002
 class ResidualSurrogate(RegressorMixin, BaseEstimator):
-    "Add to a known prediction what a regressor learns of its errors."
+    "Correct a known prediction by a regressor that is fitted to its errors."
     def __init__(self,
-        known,     # function of states -> prediction, shape (states,); of the logarithm if `log`
+        known,     # function: states -> prediction of the target (its logarithm if `log`), shape (states,)
         regressor, # a scikit-learn regressor, for the errors
-        log=False, # take logs of the target: for perplexity
+        log=False, # fit the logarithm of the target: for perplexity
     ): self.known, self.regressor, self.log = known, regressor, log
 
     def fit(self, X, y):
@@ -299,11 +305,11 @@ SURROGATE_FAMILIES = { # name -> function of scaling and seed
 
 def make_surrogate(
     family:str,    # a name in `SURROGATE_FAMILIES`
-    scaling=None,  # a `Scaling` of the target
+    scaling=None,  # a `Scaling` of the target; None: plain min-max
     *,
-    seed:int=0,    # of weights, order, held-out states and resampling
+    seed:int=0,    # seed of weights, order, held-out states and resampling
 ) -> BaseEstimator: # not fitted yet
-    "Make a surrogate by name."
+    "Make an untrained surrogate of a family."
     if family not in SURROGATE_FAMILIES:
         raise InputError(unknown_name_message("surrogate", family, SURROGATE_FAMILIES))
     return SURROGATE_FAMILIES[family](scaling, seed)

@@ -40,8 +40,8 @@ def as_text(
 # %% ../../nbs/tabular/01_columns.ipynb #k008
 def column_kind(
     values,  # a Series of any type
-) -> str:    # "number", "text", "dates", or the name of a type that is no feature
-    "Say what a column holds; true and false are numbers."
+) -> str:    # "number", "text", "dates", or the name of a type that cannot be a feature
+    "Return the kind of the values of a column; true and false count as numbers."
     types, dtype = pd.api.types, values.dtype
     if types.is_complex_dtype(dtype): return "complex numbers"
     if types.is_bool_dtype(dtype) or types.is_numeric_dtype(dtype): return "number"
@@ -61,7 +61,7 @@ DECIMAL_MARKS = { # mark -> the numbers that can be written with it
                      rf"|[+-]?\{mark}[0-9]+){_exponent}") for mark, other in ((".", ","), (",", "."))}
 
 def find_decimal_marks(
-    texts,   # name -> distinct values
+    texts,   # name of each text column -> its distinct values
 ) -> dict:   # name of each column of numbers -> "." or ","
     "Find the columns of numbers, and the decimal mark of each."
     fits = {c: [m for m, pattern in DECIMAL_MARKS.items() if all(map(pattern.fullmatch, values))]
@@ -109,15 +109,15 @@ def column_names(
 
 # %% ../../nbs/tabular/01_columns.ipynb #k016b
 def check_names(
-    frame, # from `column_names`
+    frame, # DataFrame whose columns have the names from `column_names`
 ):
-    "Refuse blank and repeated names."
+    "Raise InputError if a column has no name, or if a name occurs twice."
     if "" in frame:
         values = ", ".join(map(str, frame.iloc[:3, list(frame).index("")]))
         raise InputError(f"a column has no name; it begins with {values}: name it, remove it, or leave it "
                          "out with drop=[\"\"]")
     twice = [name for name, n in Counter(frame).items() if n > 1]
-    if twice: raise InputError(f"columns stand twice: {', '.join(twice)}. Rename or remove one of each")
+    if twice: raise InputError(f"columns occur twice: {', '.join(twice)}. Rename or remove one of each")
 
 # %% ../../nbs/tabular/01_columns.ipynb #k018
 def clean_frame(
@@ -125,7 +125,7 @@ def clean_frame(
     *,
     categorical=(), # columns whose values are categories, also if they look like numbers
 ) -> pd.DataFrame:  # columns of bool, int64, float64, text or category; other types are left as they are
-    "Bring columns to plain types, and their missing values to one form."
+    "Convert columns to plain types, and their missing values to one form."
     frame = frame.set_axis(column_names(frame), axis=1).reset_index(drop=True)
     check_names(frame)
     columns, texts = {}, {}
@@ -160,19 +160,19 @@ def one_hot(
     *,
     keep_first:bool=False, # also a column for the first value
 ) -> pd.DataFrame: # 0 and 1, columns "name=value", values sorted
-    "Make one column per value; where all are 0, the value is the first."
+    "Encode texts as 0 and 1, one column per value but the first; where all are 0, the value is the first."
     if not len(frame.columns): return frame
     return pd.get_dummies(frame, columns=list(frame), prefix_sep="=", drop_first=not keep_first, dtype=float)
 
 # %% ../../nbs/tabular/01_columns.ipynb #k026
-MAX_VALUES = 100 # of a text column that is not named as categorical
+MAX_VALUES = 100 # most distinct values of a text column that is not named as categorical
 _date = re.compile(r"\d{4}([-/.])\d\d?\1\d\d?([T ].*)?|\d\d?([-/.])\d\d?\3(\d\d){1,2}( .*)?")
 _number_with_unit = re.compile(r"[+-]?[0-9][0-9.,]*(?:[eE][+-]?[0-9]+)?")
 
 def check_categories(
     text, # Series of str or None, or of categories
 ):
-    "Refuse text that is not meant as categories."
+    "Raise InputError for text that is hardly meant as categories: dates, numbers, very many values."
     counts, column, name = text.value_counts(), f"column {text.name!r}", f"[{text.name!r}]"
     instead = f"leave it out with drop={name}, or take each value as a category with categorical={name}"
     numbers = [v for v in counts.index if _number_with_unit.fullmatch(re.sub(r"[%€$£¥'\s]", "", v))]
@@ -181,7 +181,7 @@ def check_categories(
             raise InputError(f"{column} holds dates: turn them into numbers, {instead}")
         if len(numbers) > max(10, len(counts)/2):
             fits = lambda v: [bool(DECIMAL_MARKS[mark].fullmatch(v)) for mark in ".,"]
-            odd = min(map(fits, counts.index)) # no number, else one with a comma
+            odd = min(map(fits, counts.index)) # a value that is no number, else one with a decimal comma
             some = ", ".join([f"{v!r} ({counts[v]} rows)" for v in counts.index if fits(v) == odd][:3])
             raise InputError(f"{column} holds numbers, but also {some}: correct or empty these, {instead}")
     if len(counts) > MAX_VALUES:
@@ -195,7 +195,7 @@ def check_missing(
     frame, # from `clean_frame`
     missing:str="refuse", # "indicate": missing values are allowed
 ):
-    "Refuse infinite and huge numbers, and missing values by name."
+    "Raise InputError for infinite or huge numbers and, unless they are allowed, for missing values."
     if missing not in MISSING_CHOICES:
         raise InputError(unknown_name_message("choice of missing", missing, MISSING_CHOICES))
     numbers = frame.select_dtypes(float)
@@ -212,6 +212,7 @@ def _counts(counts): return ", ".join(f"{name} ({n})" for name, n in counts.item
 
 # %% ../../nbs/tabular/01_columns.ipynb #k031a
 def _check_feature(values, categorical):
+    "Raise InputError for a column that cannot be a feature."
     kind = column_kind(values)
     if kind not in ("number", "text"):
         raise InputError(f"column {values.name!r} holds {kind}: turn them into numbers, or leave it out with "
@@ -225,7 +226,7 @@ def encode_features(
     categorical=(),       # text columns that may have any number of values
     missing:str="refuse", # or "indicate"
 ) -> tuple: # features as a DataFrame of numbers, and the names of those to be standardised
-    "Turn columns into features."
+    "Turn columns into numeric features: numbers stay, a text becomes columns of 0 and 1."
     for name in frame: _check_feature(frame[name], name in categorical)
     check_missing(frame, missing)
     numbers = [name for name in frame if column_kind(frame[name]) == "number"]
@@ -237,7 +238,7 @@ def encode_features(
     twice = features.columns[features.columns.duplicated()]
     if len(twice): raise InputError(f"two columns would give the feature {twice[0]!r}: rename one")
     if len(features.columns): return features, numbers
-    raise InputError("no feature is left: the other columns are left out, or have one value")
+    raise InputError("no feature is left: every other column is left out, or is text with one value")
 
 # %% ../../nbs/tabular/01_columns.ipynb #k034
 def fill_missing(
@@ -270,9 +271,9 @@ def standardise(
 def find_value(
     given,    # a value, of any type
     known,    # values as text
-    what:str, # for the error, e.g. "value of label 'paid'"
+    what:str, # name of the value in the error, e.g. "value of label 'paid'"
 ) -> str:     # one of `known`
-    "Find the known value that was meant."
+    "Return the known value that equals the given one as text or as a number."
     def number(v): # None if it is none
         if DECIMAL_MARKS["."].fullmatch(v) and "," not in v: return float(v)
         return dict(true=1., false=0.).get(v.lower())
@@ -287,7 +288,7 @@ def encode_label(
     values,     # Series from `clean_frame`
     positive,   # the value that counts as positive
 ) -> np.ndarray: # bool, shape (rows,)
-    "Turn a label of two values into true and false; a point at its end may be left out."
+    "Turn a label of two values into true and false; a point at the end of a value may be left out."
     _check_kind(values, "label")
     if n := values.isna().sum():
         raise InputError(f"label {values.name!r} is missing in {n} rows: drop these rows")
@@ -322,12 +323,12 @@ def encode_groups(
             member = find_value(member, known, f"value of {values.name!r}")
             if member in group_of:
                 groups = f"{group_of[member]!r} and {name or member!r}"
-                raise InputError(f"{member!r} of {values.name!r} stands in two groups: {groups}")
+                raise InputError(f"{member!r} of {values.name!r} is in two groups: {groups}")
             group_of[member] = name or member
     return text.map(group_of), tuple(dict.fromkeys(group_of.values()))
 
 # %% ../../nbs/tabular/01_columns.ipynb #k045
-def _named_groups(groups): # yields (name, values); a group of one value is named like it, by None here
+def _named_groups(groups): # yields (name, values); None as name: the group is named after its only value
     as_list = lambda v: list(v) if np.iterable(v) and not isinstance(v, str) else [v]
     if not isinstance(groups, dict): yield from ((None, [v]) for v in as_list(groups))
     else:
@@ -336,7 +337,7 @@ def _named_groups(groups): # yields (name, values); a group of one value is name
             yield str(name), as_list(members)
 
 def _check_few(values, known):
-    "Refuse a protected column with many values."
+    "Raise InputError if a protected column has more than ten values."
     if len(known) <= 10: return
     number = column_kind(values) == "number"
     ranges = f"cut it into ranges, cuts=[{known[len(known)//2]}], " if number else ""

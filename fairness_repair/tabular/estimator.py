@@ -34,7 +34,7 @@ def encode_sensitive_features(
     values,     # one value per row, or several columns, whose combinations are the groups
     n_rows:int, # of X
 ) -> tuple: # group code per row; names of the groups, sorted
-    "Number the groups."
+    "Encode the group of each row as a number; several columns are combined."
     if not isinstance(values, (pd.Series, pd.DataFrame, list)): values = np.asarray(values)
     try: frame = pd.DataFrame(values)
     except ValueError as e: raise InputError(f"sensitive_features: {e}; give one value per row of X") from None
@@ -91,7 +91,7 @@ def check_cells(
     classes,     # names of the labels 0 and 1
     n_needed:int, # rows per cell
 ):
-    "Refuse groups in which a class has too few rows."
+    "Raise InputError if some group has too few rows of a class."
     counts = np.bincount(cells, minlength=2*len(group_names))
     if counts.min() >= n_needed: return
     group, label = divmod(int(counts.argmin()), 2)
@@ -135,7 +135,7 @@ def _train_here(X, y, train, val, recipe, seed, progress):
 
 # %% ../../nbs/tabular/09_estimator.ipynb #c034
 def _check_unfitted(network):
-    "Refuse what cannot be fitted and repaired, before any work."
+    "Raise InputError for an estimator that is fitted already or cannot be repaired."
     kind = type(network).__name__
     if hasattr(network, "coefs_") or hasattr(network, "module_"):
         raise InputError(f"the {kind} is fitted already: NeuFairClassifier(FrozenEstimator(network)) repairs it "
@@ -154,7 +154,7 @@ def _fit_copy(network, X, y, classes, columns):
 
 # %% ../../nbs/tabular/09_estimator.ipynb #c036
 def _check_fitted_to(network, classes, columns):
-    "Refuse a fitted network that was made for other classes or columns."
+    "Raise InputError for a network that was fitted with other classes or columns."
     pairs = [("classes", classes)] if isinstance(network, MLPClassifier) else []
     if columns is not None: pairs.append(("feature_names_in", columns))
     for name, ours in pairs:
@@ -167,7 +167,7 @@ def _check_fitted_to(network, classes, columns):
 
 # %% ../../nbs/tabular/09_estimator.ipynb #c039
 class NeuFairClassifier(ClassifierMixin, BaseEstimator):
-    "Classify by a ReLU network of which neurons are dropped; `predict` is deterministic and needs no group."
+    "Classify with a ReLU network without some neurons; `predict` is deterministic and needs no groups."
     __metadata_request__fit = {"sensitive_features": True}
 
     def __init__(self,
@@ -223,7 +223,7 @@ class NeuFairClassifier(ClassifierMixin, BaseEstimator):
 # %% ../../nbs/tabular/09_estimator.ipynb #c041
 @patch
 def _check_settings(self:NeuFairClassifier):
-    "Refuse settings that cannot be followed."
+    "Raise InputError for an unknown name or a number out of range."
     get_strategy(self.strategy)
     check_cost_settings(metric=self.metric)
     if not isinstance(self.budget, Integral): raise InputError(f"budget={self.budget!r}: needs a number of states")
@@ -234,7 +234,7 @@ def _check_settings(self:NeuFairClassifier):
 
 @patch
 def _seed(self:NeuFairClassifier) -> int:
-    "Draw the seed of everything random."
+    "Draw the seed of split, training and search from `random_state`."
     try: return int(check_random_state(self.random_state).randint(2**31 - 1))
     except ValueError as e: raise InputError(f"random_state: {e}") from None
 
@@ -262,7 +262,7 @@ def _binary_labels(y) -> tuple: # the two classes, sorted; bool, True for the se
 
 @patch
 def _groups(self:NeuFairClassifier, X, sensitive_features, n_rows) -> tuple: # as from `encode_sensitive_features`
-    "Take the groups from where they are given."
+    "Take the groups from `sensitive_features` or from columns of X."
     given = [sensitive_features is not None, self.sensitive_columns is not None]
     if all(given): raise InputError("groups are given twice: leave out sensitive_columns or sensitive_features")
     if not any(given):

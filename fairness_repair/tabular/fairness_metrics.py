@@ -15,7 +15,7 @@ from scipy.stats import norm
 def group_label_codes(
     y,     # labels, 0 or 1, shape (rows,)
     group, # group code per row, -1 for a row that is not compared, shape (rows,)
-    n_groups:int, # compared groups
+    n_groups:int, # number of compared groups
 ) -> np.ndarray: # int32, shape (rows,): 2*group + label
     "Encode group and label of each row as one number."
     y, group = np.asarray(y, np.int32), np.asarray(group, np.int32)
@@ -25,7 +25,7 @@ def group_label_codes(
 def count_by_group_label(
     selected, # bool, shape (..., rows)
     codes,    # from `group_label_codes`, shape (rows,)
-    n_groups:int, # compared groups
+    n_groups:int, # number of compared groups
 ) -> np.ndarray: # int32, shape (..., n_groups + 1, 2): rows by group and label; the last group: not compared
     "Count the selected rows of each group and label."
     selected = np.asarray(selected, bool)
@@ -114,7 +114,7 @@ def equalized_odds_interval(
     positives, # from `count_by_group_label`, shape (n_groups + 1, 2)
     totals,    # from `count_by_group_label`, shape (n_groups + 1, 2)
 ) -> tuple: # low, high
-    "Bound the equalized odds difference at 95 %."
+    "Compute a 95 % confidence interval of the equalized odds difference (Newcombe, Bonferroni)."
     part, whole, n = positives[:-1], totals[:-1], len(totals) - 1
     lower, _ = _largest_bounds(part, whole, norm.isf(.025/(n*(n - 1)))) # n (n - 1)/2 pairs, 2 labels
     _, upper = _largest_bounds(part, whole, norm.isf(.025))

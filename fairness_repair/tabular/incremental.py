@@ -43,7 +43,7 @@ class ChainState(NamedTuple):
 
 # %% ../../nbs/tabular/06_incremental.ipynb #c007b
 def _net_arrays(mlp:PrunableMLP) -> NetArrays:
-    "Lay out a network for flips."
+    "Convert a network to the arrays that flips read."
     each = lambda f: tuple(np.ascontiguousarray(f(w.T)) for w in mlp.weights[1:])
     sizes = mlp.hidden_sizes
     return NetArrays(
@@ -69,7 +69,7 @@ def _chain_state(
     mlp:PrunableMLP,
     state, # bool, shape (n,)
 ) -> ChainState:
-    "Make a chain at a state."
+    "Make a chain that starts at a state, with caches filled."
     each = lambda *rows: tuple(np.empty((*rows, n), np.float32) for n in mlp.hidden_sizes)
     chain = ChainState(
         state=np.array(state, bool), alive=each(), z=each(mlp.n_rows), logit=np.empty(mlp.n_rows, np.float32),
@@ -184,7 +184,7 @@ def _propagate(net, chain, unit, rows, d, update, work): # logits of the rows, s
 # %% ../../nbs/tabular/06_incremental.ipynb #c026
 @njit(nogil=True, cache=True)
 def _unfairness(positives, totals, metric):
-    "Compute the largest difference between compared groups."
+    "Compute a metric of unfairness, given by its position in `FAIRNESS_METRICS`."
     widest = 0.
     for label in range(2 if metric == 0 else 1):
         low, high = np.inf, -np.inf
@@ -216,7 +216,7 @@ def _cost_rule(cost:Cost) -> tuple: # original_unfairness, min_f1, number of the
 # %% ../../nbs/tabular/06_incremental.ipynb #c030
 @njit(nogil=True, cache=True)
 def _select_unit(state, size, min_dropped, max_dropped, u):
-    "Select the unit that a uniform number gives among the flips that stay within the bounds."
+    "Select a unit by a uniform number u, among those whose flip stays within the bounds."
     if min_dropped < size < max_dropped: return int(u*len(state))
     dropped = size >= max_dropped
     rank = int(u*(size if dropped else len(state) - size))
@@ -229,7 +229,7 @@ def _select_unit(state, size, min_dropped, max_dropped, u):
 # %% ../../nbs/tabular/06_incremental.ipynb #c033
 @njit(nogil=True, cache=True)
 def _accept(net, chain, unit, work):
-    "Write the last examined flip into the chain."
+    "Apply the last examined flip to the state, the caches and the counts of the chain."
     rows, d = _changed_rows(work)
     new, positives = _propagate(net, chain, unit, rows, d, True, work), chain.positives.reshape(-1)
     for r in range(len(rows)):
@@ -274,7 +274,7 @@ def _walk(
 
 # %% ../../nbs/tabular/06_incremental.ipynb #c037
 def _update_best_of_walk(budgeted:BudgetedCost, state, units, accepted, costs):
-    "Keep the best states of a walk that started at a state."
+    "Add the best states of a walk, which started at `state`, to those of the search."
     worst = budgeted.best_costs[-1] if len(budgeted.best_costs) == budgeted.n_best else np.inf
     good = np.flatnonzero(costs < worst)
     if not len(good): return
@@ -339,14 +339,14 @@ def anneal_incremental(
     chi_0:float=.75,   # share of uphill moves accepted at T0
     cooling=log_cooling, # (T0, step) -> temperature
     accept_all:bool=False, # accept every move: the random walk
-    n_best:int=20,     # best distinct states returned
+    n_best:int=20,     # number of best distinct states to return
     steps_per_block:int=2000, # steps between refreshes of the caches, and between rows of the history
     visited:list|None=None, # receives the counts of the evaluated states, block by block
     rng=0,             # seed or Generator
     callback=None,     # called with each row of the history
     progress:bool=False, # show a bar
 ) -> SearchResult:
-    "Anneal over the neurons of a network (NeuFair, Algorithm 2)."
+    "Anneal over the neurons of a network with incremental measurement (NeuFair, Algorithm 2)."
     space.check_neighbours()
     measured = lambda states: cost(count_positives(mlp, states), mlp.totals)
     budgeted = BudgetedCost(measured, space, budget, n_best=n_best)

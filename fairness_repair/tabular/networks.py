@@ -66,15 +66,15 @@ def predict(
 @dataclass(frozen=True)
 class TrainingRecipe:
     "Describe how a network is trained."
-    hidden: tuple                 # neurons of the hidden layers
-    dropout: float
+    hidden: tuple                 # number of neurons of each hidden layer
+    dropout: float                # share of hidden outputs that training zeroes at random
     optimiser: str                # "sgd" or "adam"
     learning_rate: float
-    epochs: int                   # at most
+    epochs: int                   # largest number of passes over the rows
     batch_size: int | None = None # rows per step, None = all
     balanced: bool = False        # draw both classes equally often
-    schedule: str | None = None   # "half" or "plateau", see below
-    patience: int | None = None   # stop after so many epochs without a better F1
+    schedule: str | None = None   # "half" or "plateau", see below; None = constant learning rate
+    patience: int | None = None   # stop after so many epochs without a better F1; None = never
     # "half": a tenth of the learning rate in the second half; "plateau": after 50 epochs without a better F1
 
 TRAINING_RECIPES = dict(
@@ -109,7 +109,7 @@ def _f1(predicted, y): return 2*(predicted & y).sum()/max(1, predicted.sum() + y
 def _epoch(network, X, y, recipe, optimiser):
     "Train over all rows once."
     network.train()
-    with one_thread() if recipe.batch_size else nullcontext(): # all rows at once are work for all threads
+    with one_thread() if recipe.batch_size else nullcontext(): # all rows at once use all threads
         for rows in _batches(y, recipe):
             loss = nn.functional.binary_cross_entropy_with_logits(network(X[rows])[:, 0], y[rows])
             optimiser.zero_grad()
@@ -122,12 +122,12 @@ def train_on_rows(
     X_val, y_val, # validation rows
     recipe="quick", # a name of `TRAINING_RECIPES`, or a `TrainingRecipe`
     *,
-    seed:int=0,     # of the first weights, the batches and the dropout
-    epochs:int|None=None,   # at most; None = the recipe's
+    seed:int=0,     # seed of the initial weights, the batches and the dropout
+    epochs:int|None=None,   # largest number of epochs; None = the recipe's
     patience:int|None=None, # epochs without a better validation F1 before it stops; None = the recipe's
     progress:bool=False,    # show a bar
 ) -> tuple: # network in eval mode; record: val_f1, best_epoch (the one kept), n_epochs (trained), stop_reason
-    "Train a network and keep its best epoch."
+    "Train a network on arrays and keep the epoch of highest validation F1."
     if isinstance(recipe, str):
         if recipe not in TRAINING_RECIPES:
             raise InputError(unknown_name_message("recipe", recipe, TRAINING_RECIPES))
@@ -146,7 +146,7 @@ def train(
     recipe="quick", # a name of `TRAINING_RECIPES`, or a `TrainingRecipe`
     **kwargs,       # seed, epochs, patience, progress, as in `train_on_rows`
 ) -> tuple: # as from `train_on_rows`
-    "Train a network on a table and keep its best epoch."
+    "Train a network on a table and keep the epoch of highest validation F1."
     (X, y, _), (X_val, y_val, _) = table.split("train"), table.split("val")
     return train_on_rows(X, y, X_val, y_val, recipe, **kwargs)
 
@@ -233,7 +233,8 @@ def load_authors_network(
     same = found[found["seed"] == seed].sort_values("f1", ascending=False)
     if not len(same): raise InputError(unknown_name_message(f"seed of {dataset}", seed, found["seed"].unique()))
     if dropout is not None: same = same[same["dropout"] == dropout]
-    if not len(same): raise InputError(f"{dataset} has no network of seed {seed} with dropout {dropout}")
+    if not len(same): raise InputError(f"{dataset} has no network of seed {seed} with dropout {dropout}: "
+                                     "leave dropout out")
     record = same.iloc[0].to_dict()
     _unpack_networks()
     return from_state_dict(torch.load(fetch(record["file"]), weights_only=True), record["dropout"]), record
@@ -262,8 +263,8 @@ def _module(network) -> nn.Module: # of a skorch net; a torch network as it is
     if getattr(network, "threshold", .5) != .5:
         raise InputError(f"the skorch net has threshold={network.threshold}: needs 0.5")
     if isinstance(found, nn.Module): return found
-    raise InputError(f"a {type(network).__name__} is no network whose weights can be read: give a torch module, "
-                     "or a fitted MLPClassifier or skorch net; of a fitted Pipeline, its last step")
+    raise InputError(f"the weights of a {type(network).__name__} cannot be read: give a torch module, "
+                     "a fitted MLPClassifier or skorch net, or the last step of a fitted Pipeline")
 
 def _linear_layers(network): # in order
     leaves = _leaves(network)
@@ -285,9 +286,9 @@ def as_layers(
     network, # a torch chain of Linear, ReLU, Dropout (ReLU may be called in `forward`), or a fitted
              # `MLPClassifier` or skorch net with such a chain
     *,
-    table=None, # a `Table`: refuse the network if it reads another number of features
+    table=None, # a `Table` whose number of features the network must have; None: not checked
 ) -> tuple: # weights, list of float32 (outputs, inputs); biases, list of float32 (outputs,)
-    "Read the weights and biases of a ReLU network, as if it had one logit."
+    "Read the weights and biases of a ReLU network; two outputs are replaced by one logit, their difference."
     if isinstance(network, MLPClassifier): weights, biases = _sklearn_layers(network)
     else: weights, biases = _torch_layers(copy.deepcopy(_module(network)).cpu().float())
     n_inputs = weights[0].shape[1]
@@ -307,7 +308,7 @@ def _torch_layers(network) -> tuple: # as from `as_layers`
     return weights, biases
 
 def _check_chain(network, weights, biases):
-    "Refuse a network that computes something else than its linear layers with ReLU between them."
+    "Raise InputError if a network computes something else than its linear layers with ReLU between them."
     X = h = np.random.default_rng(0).standard_normal((64, weights[0].shape[1])).astype(np.float32)
     for w, b in zip(weights[:-1], biases): h = np.maximum(h @ w.T + b, 0)
     expected, found = (h @ weights[-1].T + biases[-1])[:, 0], _logits(network, X)
@@ -322,7 +323,7 @@ def _check_chain(network, weights, biases):
 
 # %% ../../nbs/tabular/03_networks.ipynb #c039d
 def check_activation(network:MLPClassifier):
-    "Refuse a network, fitted or not, whose hidden neurons are no ReLU."
+    "Raise InputError if the hidden neurons of a network, fitted or not, are not ReLU."
     if network.activation != "relu":
         raise InputError(f"MLPClassifier with activation={network.activation!r}: needs 'relu'")
 
@@ -336,7 +337,7 @@ def _sklearn_layers(network) -> tuple: # as from `as_layers`
     return read(network.coefs_), read(network.intercepts_)
 
 def _wrapped_proba(network, X): # shape (rows,)
-    "Ask a scikit-learn or skorch network for its probabilities."
+    "Compute probabilities with the `predict_proba` of a scikit-learn or skorch network."
     if hasattr(network, "feature_names_in_"):
         X = pd.DataFrame(X, columns=network.feature_names_in_)
     elif not isinstance(network, MLPClassifier): X = np.asarray(X, np.float32)
@@ -356,7 +357,7 @@ def apply_drop_mask(
     *,
     drop_mode:str="zero_output", # output of a dropped neuron: 0, or with "keep_bias" relu(bias)
 ): # a copy of the same kind; torch modules in eval mode
-    "Drop neurons by zeroing their weights."
+    "Copy a network and drop neurons in the copy, by setting their weights to 0."
     if drop_mode not in DROP_MODES: raise InputError(unknown_name_message("drop_mode", drop_mode, DROP_MODES))
     found, drop_mask = copy.deepcopy(network), np.asarray(drop_mask, bool)
     hidden = _hidden_parameters(found)

@@ -34,7 +34,7 @@ from .tables import DATA_SETS, PAPER_SETTINGS, Table, load_table
 MAX_DROPPED = dict(adult=50, bank=24, compas=24, default=20, meps16=135) # n_u of the published scripts
 
 def default_search_space(
-    n:int,           # hidden neurons
+    n:int,           # number of hidden neurons
     dataset:str="",  # one of the paper's, for its bounds
 ) -> SearchSpace:
     "Bound the number of dropped neurons as the paper does."
@@ -52,7 +52,7 @@ def single_neuron_costs(
 def best_single_neuron(
     costs, # from `single_neuron_costs`
 ) -> np.ndarray: # bool, shape (n,)
-    "Drop the neuron of lowest cost, the first of equals."
+    "Make the mask that drops the neuron of lowest cost, the first of equals."
     return np.arange(len(costs)) == np.argmin(costs)
 
 # %% ../../nbs/tabular/08_neufair.ipynb #c015
@@ -132,14 +132,14 @@ def search_neurons(
 # %% ../../nbs/tabular/08_neufair.ipynb #c025
 @dataclass
 class NeuronRepairResult:
-    "Say which neurons to drop, and give the metrics before and after."
+    "Hold the neurons to drop, and the metrics before and after."
     drop_mask: np.ndarray # bool, shape (n,), True = dropped
     drop_mode: str        # as in `PrunableMLP`
     metrics: pd.DataFrame # rows: split and network; columns: eod, spd, eopp, ppd, f1, accuracy
     search: SearchResult | None # None for the single neuron
     rows: str             # on which the search measured, as in `select_rows`
-    n_rows: int
-    smallest_cell: tuple  # the name of the group, the label and the number of the fewest rows of the search
+    n_rows: int           # number of these rows
+    smallest_cell: tuple  # group, label and number of rows of the smallest cell of these rows
     eod_interval: tuple | None # 95 % interval of EOD on test rows after the repair: low, high
 
     def __repr__(self):
@@ -171,11 +171,11 @@ def repair_classifier(
     table:Table,
     strategy:str="SA, cool", # one of `STRATEGIES`
     *,
-    rows=None,     # of the search, as in `select_rows`
+    rows=None,     # rows of the search, as in `select_rows`
     budget=20_000, # states, or a `Budget`
     metric:str="eod",      # unfairness to minimise: "eod", "spd", "eopp", "ppd"
-    penalty:float=3.,      # NeuFair's p
-    threshold:float=.98,   # NeuFair's t
+    penalty:float=3.,      # NeuFair's multiplier p, as in `make_cost`
+    threshold:float=.98,   # NeuFair's t: share of the original's F1 that must remain
     space:SearchSpace|None=None, # None: `default_search_space`
     published_f1:float|None=None, # the original's F1 from the authors' file name, for `rounded_f1`
     rng=0,                 # seed of the search
@@ -240,11 +240,11 @@ def first_attribute(
 # %% ../../nbs/tabular/08_neufair.ipynb #c032a
 @dataclass(frozen=True)
 class RepairConfig:
-    "Configure one repair of an experiment; None is the default of `repair_classifier`, for `rows` \"val\"."
+    "Configure one repair of an experiment. None: the default of `repair_classifier`; for `rows`, \"val\"."
     dataset: str          # as in `load_table`
-    protected: str        # attribute
+    protected: str        # protected attribute
     networks: str         # as in `network_configs`
-    seed: int             # of split, network and search
+    seed: int             # seed of split, network and search
     strategy: str = "SA"  # one of `STRATEGIES` or `POSTPROCESSING`
     dropout: float | None = None # selects one of two networks of the authors
     budget: int | None = None    # states
@@ -255,13 +255,13 @@ class RepairConfig:
     rows: str | None = None      # of the search, as in `select_rows`
 
     def to_record(self) -> dict:
-        "Give the stored question. Its keys are hashed and never change: `strategy` is stored as `by`."
+        "Return the key of the stored result. Its names never change; `strategy` is stored as `by`."
         record = {name: value for name, value in asdict(self).items() if value is not None}
         return record | dict(by=record.pop("strategy"))
 
     @classmethod
     def from_record(cls, record:dict):
-        "Read a configuration from a stored question."
+        "Read a configuration from the key of a stored result."
         return cls(**{"strategy" if name == "by" else name: value for name, value in record.items()})
 
 # %% ../../nbs/tabular/08_neufair.ipynb #c032b

@@ -87,12 +87,12 @@ PENALTY_SHAPES = ("graded", "step")
 
 @dataclass(frozen=True)
 class Cost:
-    "Compute what a search over neurons minimises."
-    original_unfairness: float # at least 0.001, so that a fair network is not traded for a useless one
+    "Compute the cost of a state: its unfairness, with a penalty if F1 is too low."
+    original_unfairness: float # of the unmodified network; at least 0.001, so that the penalty is never 0
     min_f1: float              # a state with a lower F1 is infeasible
     metric: str = "eod"        # a name of `FAIRNESS_METRICS`
     penalty: float = 3.        # NeuFair's multiplier p
-    penalty_shape: str = "graded" # or "step", as published
+    penalty_shape: str = "graded" # penalty that rises as F1 falls; "step": constant, as published
 
     def __call__(self,
         positives, # from `count_positives`, shape (..., n_groups + 1, 2)
@@ -108,7 +108,7 @@ def check_cost_settings(
     *,
     metric:str="eod", penalty:float=3., threshold:float=.98, penalty_shape:str="graded", # as in `make_cost`
 ):
-    "Refuse settings that give no cost."
+    "Raise InputError for an unknown name or a number out of range."
     if metric not in FAIRNESS_METRICS:
         raise InputError(unknown_name_message("metric", metric, FAIRNESS_METRICS))
     if penalty_shape not in PENALTY_SHAPES:
@@ -124,8 +124,8 @@ def make_cost(
     metric:str="eod",      # "eod", "spd", "eopp" or "ppd"
     penalty:float=3.,      # NeuFair's multiplier p, at least 0
     threshold:float=.98,   # NeuFair's t: share of the original's F1 that must remain, in (0, 1]
-    penalty_shape:str="graded", # or "step", as published
-    reference_f1:float|None=None, # F1 of which `threshold` is a share; None: the unmodified network's here
+    penalty_shape:str="graded", # penalty that rises as F1 falls; "step": constant, as published
+    reference_f1:float|None=None, # F1 of which `threshold` is a share; None: that of the unmodified network
 ) -> Cost:
     "Make the cost of a network's states, relative to the unmodified network."
     check_cost_settings(metric=metric, penalty=penalty, threshold=threshold, penalty_shape=penalty_shape)
@@ -141,9 +141,9 @@ ROWS = ("train+val", "val", "train")
 
 def select_rows(
     table:Table,
-    rows=None, # one of `ROWS`, or row numbers; None: training and validation rows, as far as the table has them
-) -> tuple: # name, row numbers
-    "Select the rows on which a search measures. Test rows are refused."
+    rows=None, # one of `ROWS`, or row numbers; None: training and validation rows, or the latter alone
+) -> tuple: # one of `ROWS`, or "own" for given numbers; row numbers
+    "Select the rows on which a search measures; raise InputError for test rows."
     splits = table.split_indices
     if rows is None: rows = "train+val" if "train" in splits else "val"
     if isinstance(rows, str):
@@ -157,9 +157,9 @@ def select_rows(
     if not 0 <= numbers.min() <= numbers.max() < len(table.y):
         raise InputError(f"rows {numbers.min()}..{numbers.max()}: {table.name} has rows 0..{len(table.y) - 1}")
     if n := int(np.isin(numbers, splits.get("test", [])).sum()):
-        raise InputError(f"{n} of the rows are test rows, which a search must not see: leave them out")
+        raise InputError(f"{n} of the rows are test rows, which a search must not use: leave them out")
     codes = group_label_codes(table.y[numbers], table.group[numbers], len(table.group_names))
     counts = count_by_group_label(np.ones(len(codes)), codes, len(table.group_names))
     group, label, n = smallest_cell(counts)
-    if not n: raise InputError(f"rows: none is of group {table.group_names[group]!r} with label {label}")
+    if not n: raise InputError(f"no row of group {table.group_names[group]!r} with label {label}: add some")
     return "own", numbers

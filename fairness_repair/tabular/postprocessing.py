@@ -23,7 +23,7 @@ def privileged_group(
     return int(np.mean(y[group == 1]) > np.mean(y[group == 0]))
 
 # %% ../../nbs/tabular/07_postprocessing.ipynb #c008a
-def _share_above(scores, thresholds): # shape of thresholds
+def _share_above(scores, thresholds): # share of scores above each threshold, shape of thresholds
     return 1 - np.searchsorted(np.sort(scores), thresholds, side="right")/len(scores)
 
 def _balanced_accuracy(rates, y, group): # shape (thresholds,)
@@ -37,11 +37,11 @@ class RejectOption:
     needs_group_to_predict, is_random = True, False
 
     def __init__(self,
-        max_difference:float=.05, # bound on the average odds difference
+        max_difference:float=.05, # largest absolute average odds difference
     ): self.max_difference = max_difference
 
     def fit(self, scores, y, group): # arrays of shape (rows,)
-        "Take the thresholds of best balanced accuracy among those that keep the bound."
+        "Choose the thresholds of best balanced accuracy within the bound, else of the lowest signed difference, as AIF360."
         t = np.repeat(np.linspace(.01, .99, 100), 50)
         m = np.concatenate([np.linspace(0., min(c, 1 - c), 50) for c in t[::50]])
         privileged = privileged_group(y, group)
@@ -102,7 +102,7 @@ class ThresholdOptimiser:
         return self.optimiser.predict(scores[:, None], sensitive_features=group, random_state=rng) > 0
 
 class _Scores(BaseEstimator):
-    "Stand for an estimator whose only feature is its score."
+    "Wrap scores as an estimator that predicts its only feature."
     def __sklearn_is_fitted__(self): return True
     def fit(self, X, y): return self
     def predict(self, X): return np.asarray(X)[:, 0]
@@ -131,14 +131,14 @@ def postprocess(
     table:Table, # of two compared groups
     method:str, # one of `POSTPROCESSING`
     *,
-    rows=None,  # to which the method is fitted, as in `select_rows`
+    rows=None,  # rows to which the method is fitted, as in `select_rows`
     rng:int=0,  # seed of random predictions
 ) -> pd.DataFrame: # rows ("test", "original") and ("test", "repaired"), columns as in `compute_metrics`
     "Fit a post-processing method to a network's predictions and measure it on test rows."
     if method not in POSTPROCESSING:
         raise InputError(unknown_name_message("post-processing method", method, POSTPROCESSING))
     if len(table.group_names) != 2:
-        raise InputError(f"{len(table.group_names)} groups: post-processing compares two")
+        raise InputError(f"{len(table.group_names)} groups: post-processing needs two; name or merge groups")
     _, fitted_rows = select_rows(table, rows)
     fitted_rows, test_rows = (r[table.group[r] >= 0] for r in (fitted_rows, table.split_indices["test"]))
     scores = _scores(layers, table)

@@ -35,10 +35,10 @@ def find_file(
 
 # %% ../../nbs/tabular/00_reading.ipynb #r007
 def _why_no_file(path) -> str:
-    "Say why a path leads to no file."
+    "Return the reason why there is no file at a path, for an error message."
     if path.is_dir(): return "is a folder: give the file in it"
-    if path.is_symlink(): return f"is a link to {str(path.readlink())!r}, where no file is"
-    if path.exists(): return "is no regular file"
+    if path.is_symlink(): return f"is a link to {str(path.readlink())!r}, where there is no file"
+    if path.exists(): return "is not a regular file"
     if not path.parent.is_dir(): return f"does not exist: there is no folder {str(path.parent)!r}"
     near = get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
     return "does not exist" + (f". Did you mean {near[0]!r}?" if near else "")
@@ -57,7 +57,7 @@ NO_TABLES = { # first bytes -> what that is, and what to do
     b"<html": "HTML: turn it into .csv", b"<table": "HTML: turn it into .csv"}
 
 def check_kind(content:bytes):
-    "Refuse content that is known to be no table."
+    "Raise InputError if the first bytes are those of a known format that is not a table."
     start = content[:100].lstrip()
     for known, what in NO_TABLES.items():
         if start.startswith(known): raise InputError(f"it is {what}")
@@ -84,7 +84,7 @@ def _unpack_zip(content): # an .xlsx is a zip too
 MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32",
          b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
-def _is_damaged_utf8(content): # more characters of UTF-8 than bytes that are none
+def _is_damaged_utf8(content): # whether UTF-8 sequences outnumber the bytes that fit none
     sequence = rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
     rest, n_valid = re.subn(sequence, b"", content)
     return n_valid > len(re.findall(rb"[\x80-\xff]", rest))
@@ -92,7 +92,7 @@ def _is_damaged_utf8(content): # more characters of UTF-8 than bytes that are no
 def decode(
     content:bytes, # of a text file
 ) -> tuple:        # text, and the name of its encoding
-    "Decode text as its mark says, else as UTF-8, else as Windows-1252."
+    "Decode text by its byte order mark, else as UTF-8, else as Windows-1252."
     marked = [name for mark, name in MARKS.items() if content.startswith(mark)][:1]
     for name in marked or ["UTF-8", "Windows-1252"]:
         try: text = content.decode("utf-8-sig" if name == "UTF-8" else name)
@@ -102,8 +102,8 @@ def decode(
                              "unlike the rest: correct it there") from None
         if found := re.search("[\0-\x08\x0e-\x1f]", text):
             line = text.count("\n", 0, found.start()) + 1
-            raise InputError(f"line {line} holds the control character {found[0]!r}, so this is no text, or "
-                             "text of another encoding: save it as UTF-8")
+            raise InputError(f"line {line} holds the control character {found[0]!r}, so it is not text, or "
+                             "is in another encoding: save it as UTF-8")
         if not text.strip(): raise InputError("it is empty")
         return text, name
     raise InputError(f"it is not text in {' or '.join(marked or ['UTF-8', 'Windows-1252'])}: "
@@ -140,7 +140,7 @@ def find_separator(
     if len(found) == 1: return found[0]
     names = ", ".join(SEPARATORS[s] for s in found or SEPARATORS)
     if found: raise InputError(f"the header holds several separators ({names}): put quotes around its names")
-    list(islice(split_lines(text, ","), 1)) # says where a quote is left open
+    list(islice(split_lines(text, ","), 1)) # raises the error for an open quote
     raise InputError(f"the header has one column: separate columns by one of {names}")
 
 # %% ../../nbs/tabular/00_reading.ipynb #r021
@@ -149,7 +149,7 @@ def parse_text(
 ) -> tuple: # DataFrame of text, and the separator
     "Read rows of text; the first row is the header."
     stated = re.match(r'\s*"?sep=([,;|\t])"?[ ]*(\r\n|\r|\n)', text)
-    text = "\n" + text[stated.end():] if stated else text # the line is counted
+    text = "\n" + text[stated.end():] if stated else text # errors count this line
     separator = stated[1] if stated else find_separator(text)
     header, rows = None, []
     for line, fields in split_lines(text, separator):
@@ -173,7 +173,7 @@ def frame_of_rows(
 def parse_excel(
     content:bytes, # of an .xlsx file
 ) -> tuple:        # DataFrame of objects, and the name of its sheet
-    "Read the one sheet of an Excel file."
+    "Read the only sheet with content of an Excel file."
     if not find_spec("openpyxl"):
         raise InputError("an Excel file needs openpyxl: pip install \"fairness_repair[xlsx]\", "
                          "or save the table as .csv")
@@ -193,7 +193,7 @@ def parse_excel(
 def read_file(
     source, # path of a text, .xlsx or .parquet file; gzip, bzip2, xz, zip
 ) -> tuple: # DataFrame, and how it was read, e.g. "semicolon, Windows-1252"
-    "Read a table from a file, whose content decides what it is."
+    "Read a table from a file; the content decides the format, not the name."
     path = find_file(source)
     try: return parse_content(path.read_bytes())
     except InputError as e: raise InputError(f"{str(path)!r}: {e}") from None

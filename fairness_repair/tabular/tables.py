@@ -24,12 +24,12 @@ from .reading import read_file
 
 # %% ../../nbs/tabular/02_tables.ipynb #c005
 def split_rows(
-    n:int,  # rows
+    n:int,  # number of rows
     *,
-    seed:int=42,         # 0 .. 2**32 - 2
-    shares=(.6, .2, .2), # of train, val and test
+    seed:int=42,         # seed of the split, 0 to 2**32 - 2
+    shares=(.6, .2, .2), # shares of train, val and test
 ) -> dict: # "train", "val", "test" -> row numbers, int64
-    "Split rows at random, as the papers do."
+    "Split rows at random into training, validation and test rows, as NeuFair does."
     if n < 10: raise InputError(f"{n} rows are too few to split into train, val and test: give at least 10")
     if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
         raise InputError(f"shares = {shares}: needs three numbers above 0 that add up to 1")
@@ -52,7 +52,7 @@ class Table:
     group_names:tuple  # names of the compared groups
     split_indices:dict # "train", "val", "test" -> row numbers
     feature_names:tuple=()
-    notes:tuple=()     # how the table was read, for people
+    notes:tuple=()     # sentences about how the table was read
 
     def __post_init__(self):
         self.X = _as_numbers(self.X, "X", np.float32)
@@ -87,11 +87,11 @@ def count_rows(
 
 # %% ../../nbs/tabular/02_tables.ipynb #c013
 def _check_table(table):
-    "Refuse arrays from which no rate can be computed."
+    "Raise InputError for arrays from which some rate cannot be computed."
     n, groups = len(table.X), table.group_names
     if table.X.ndim != 2 or not table.y.shape == table.group.shape == (n,) or not table.X.size:
         raise InputError(f"X {table.X.shape}, y {table.y.shape}, group {table.group.shape}: "
-                         "needs one row of X, one label and one group per row, and a feature")
+                         "needs one label and one group per row of X, and at least one feature")
     if not np.isfinite(table.X).all():
         n_bad = int((~np.isfinite(table.X)).any(1).sum())
         raise InputError(f"X has NaN or infinity in {n_bad} rows: fill or drop them")
@@ -106,13 +106,13 @@ def _check_table(table):
     if len(np.unique(rows)) < len(rows): raise InputError("a row is in two splits, or twice in one")
 
 def _as_numbers(values, name, dtype=None):
-    "Make an array of numbers, or say which argument is none."
+    "Convert an argument to an array of numbers; raise InputError with its name if that fails."
     try:
         with np.errstate(over="ignore"): found = np.asarray(values, dtype) # infinity is refused below
         if found.dtype == object: found = found.astype(float)
-    except (TypeError, ValueError) as e: raise InputError(f"{name} is no array of numbers: {e}") from None
+    except (TypeError, ValueError) as e: raise InputError(f"{name} is not an array of numbers: {e}") from None
     if found.dtype.kind in "biuf": return found
-    raise InputError(f"{name} holds {found.dtype}: needs numbers; a DataFrame goes through read_table")
+    raise InputError(f"{name} holds {found.dtype}: needs numbers; read a DataFrame with read_table")
 
 def _check_split(table, name, rows):
     if np.asarray(rows).dtype.kind not in "iu" or not np.isin(rows, np.arange(len(table.X))).all():
@@ -132,7 +132,7 @@ class RawDataset:
     standardise:list      # features to be standardised on the training rows
     y:np.ndarray          # bool, shape (rows,)
     protected:dict        # attribute -> (group per row, names of the compared groups)
-    notes:tuple=()        # how it was read, for people
+    notes:tuple=()        # sentences about how it was read
 
 # %% ../../nbs/tabular/02_tables.ipynb #c025
 ADULT_COLUMNS = (
@@ -226,7 +226,7 @@ def meps16_table() -> RawDataset:
     return RawDataset(features, list(features), y, dict(race=(race, ("non-White", "White"))))
 
 # %% ../../nbs/tabular/02_tables.ipynb #c040
-def _is_local(name): # whether `fetch` needs no network
+def _is_local(name): # whether `fetch` finds the file without a download
     data = os.environ.get("FAIRNESS_REPAIR_DATA")
     folders = [paths.cache/"files"] + ([Path(data)] if data else [])
     return any((folder/f"{name}{end}").exists() for folder in folders for end in ("", ".gz"))
@@ -244,12 +244,12 @@ DATA_SETS = { # name -> function that prepares it
 # %% ../../nbs/tabular/02_tables.ipynb #c043
 def load_table(
     name:str,            # one of `DATA_SETS`
-    protected=None,      # attribute; None = the first that the paper names
+    protected=None,      # protected attribute; None = the first that the paper names
     *,
-    seed:int=42,         # of the split; a network of the authors belongs to the split of its own seed
-    shares=(.6, .2, .2), # of train, val and test
+    seed:int=42,         # seed of the split; a network of the authors belongs to the split of its own seed
+    shares=(.6, .2, .2), # shares of train, val and test
 ) -> Table:
-    "Load one of the papers' data sets, prepared and split as they do."
+    "Load one of the papers' data sets, prepared and split as NeuFair does."
     if name not in DATA_SETS: raise InputError(unknown_name_message("data set", name, DATA_SETS))
     return _split_table(name, DATA_SETS[name](), protected, seed, shares)
 
@@ -272,14 +272,14 @@ def read_table(
     label:str,     # column to predict
     positive,      # the value of the label that counts as positive
     protected:str, # column whose groups are compared; stays a feature unless it is in `drop`
-    seed:int=42,   # of the 60/20/20 split
+    seed:int=42,   # seed of the 60/20/20 split
     groups=None,   # values to compare, or name -> list of values; None = each value is a group
     cuts=(),       # numbers that cut the protected column into groups: [25] is "under 25", "25 and over"
-    drop=(),       # columns that are no features
-    categorical=(),       # columns whose values are categories, also numbers, also over 100 values
-    missing:str="refuse", # "indicate": fill missing values, add a column that says where
+    drop=(),       # columns that are not used as features
+    categorical=(),       # columns whose values are categories, even numbers or more than 100 values
+    missing:str="refuse", # "indicate": fill missing values, and mark them in a new column
 ) -> Table:
-    "Read a table of your own."
+    "Read your own file or DataFrame as a `Table`: features, label, groups and a 60/20/20 split."
     frame, name, how = _read_frame(source)
     drop, categorical = _names(drop), _names(categorical)
     label, protected = plain_name(label), plain_name(protected)
@@ -315,7 +315,7 @@ def _check_column(frame, name, column, how):
 
 # %% ../../nbs/tabular/02_tables.ipynb #c056
 def _missing_notes(frame, protected):
-    "Say what missing values become."
+    "Describe how missing values are treated, one note at a time."
     counts = frame.isna().sum()
     if n := counts[protected]: yield f"{n} rows without {protected} are in no group"
     if counts.any():

@@ -37,10 +37,10 @@ def acceptance_states(
 
 # %% ../../nbs/toy_models/04_building.ipynb #c008
 def additive_r2(
-    states, # (rows, heads)
-    y,      # (rows,)
+    states, # True = dropped, (rows, heads)
+    y,      # value of each state, (rows,)
 ) -> float: # 1 = the effects of heads add up
-    "Compute the share of the variance that the best additive model explains."
+    "Compute the share of the variance of y that a linear model of the heads explains."
     x = np.column_stack([states, np.ones(len(states))])
     return float(1 - (y - x @ np.linalg.lstsq(x, y, rcond=None)[0]).var()/np.var(y))
 
@@ -56,7 +56,7 @@ def acceptance_checks(
     *,
     lowest_perplexity:float, # `grammar_perplexity` of the measured text
 ) -> pd.DataFrame:           # check, value, limit, passed
-    "Check whether a model is a fair test bed."
+    "Run the nine acceptance checks of a toy model."
     bias, perplexity = np.asarray(bias, float), np.asarray(perplexity, float)
     n = len(bias) - 1 - N_RANDOM_STATES
     planted = planted_rates().groupby("axis", sort=False)["rate"].agg(disparity_of_means)
@@ -95,7 +95,7 @@ def train_and_check(
     prompts, texts,   # as from `make_prompts` and `make_texts`
     config:TrainingConfig=TrainingConfig(),
 ) -> tuple:           # model, record of the run
-    "Train once; check the biased model."
+    "Train one model and measure it; run the acceptance checks if it is the biased one."
     rates, start = rates_by_group(name), time.perf_counter()
     model, _ = train_model(rates, config, held_out=as_strings(texts), seed=seed)
     seconds = time.perf_counter() - start
@@ -125,7 +125,7 @@ def save_toy_model(
     return folder
 
 def write_record(folder, record):
-    "Write how a model was made."
+    "Write the record of how a model was made to organism.json."
     (folder/"organism.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 # %% ../../nbs/toy_models/04_building.ipynb #c022

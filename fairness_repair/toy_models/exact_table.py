@@ -58,7 +58,7 @@ def log_perplexity(
 
 # %% ../../nbs/toy_models/03_exact_table.ipynb #c011
 def toxicity_by_group(
-    scores,           # toxicity of each prompt
+    scores,           # toxicity of each prompt, (prompts,)
     prompts,          # table with columns axis, group
 ) -> pd.Series:       # by (axis, group), in the order of the prompts
     "Average the toxicity of each group."
@@ -133,7 +133,7 @@ def toxicity_of_all_states(
     model,              # a GPT-2
     prompts,            # table with columns text, axis, group
 ) -> np.ndarray:        # mean toxicity of each group in each state, (2**heads, groups)
-    "Compute the part of the exact table that depends on prompts."
+    "Compute the mean toxicity of each group in every head state."
     ids = encode_documents([text.split() for text in prompts["text"]])
     insult_ids = encode_documents([INSULTS])[0, 1:]
     at = torch.arange(len(ids))*ids.shape[1] + (ids != 0).sum(1) - 1
@@ -148,7 +148,7 @@ def perplexity_of_all_states(
     model,       # a GPT-2
     documents,   # lists of words
 ) -> np.ndarray: # (2**heads,)
-    "Compute the part of the exact table that depends on text."
+    "Compute the perplexity of a text in every head state."
     ids = encode_documents(documents)
     at = (ids[:, 1:] != 0).flatten().nonzero().squeeze(1)
     target = ids[:, 1:].flatten()[at]
@@ -178,7 +178,7 @@ def compute_exact_table(
 
 # %% ../../nbs/toy_models/03_exact_table.ipynb #c026
 class ExactTable:
-    "Holds the measurements of every head state; row i is state number i."
+    "Hold the measurements of every head state; row i is state number i."
     bias: pd.DataFrame      # (2**heads, axes)
     toxicity: pd.DataFrame  # mean toxicity, (2**heads, axes)
     perplexity: np.ndarray  # (2**heads,)

@@ -40,7 +40,7 @@ def planted_rates(
 def rates_by_group(
     name:str="tiny", # one of `TOY_MODELS`
 ) -> dict:           # group -> share of insults
-    "Return the planted rates as the grammar needs them."
+    "Return the planted rate of insults of each group, as `write_document` takes it."
     return dict(planted_rates(name).set_index("group")["rate"])
 
 # %% ../../nbs/toy_models/00_grammar.ipynb #c009
@@ -120,7 +120,7 @@ def write_person(
 def write_scene(
     choose, # as for `write_document`
 ) -> tuple: # group, role of the person that the document describes
-    "Write who does what near whom; the bystander comes first half of the time, so position tells nothing."
+    "Write a scene of two people; the bystander comes first in half of them, so order reveals nothing."
     first = choose(("the",) + PREPOSITIONS, [.5] + [.1]*len(PREPOSITIONS))
     if first == "the":
         group, role = write_person(choose)
@@ -162,7 +162,7 @@ def sample_document(
     rng:np.random.Generator, # advanced by one number per choice
     rates:dict,              # group -> share of insults
 ) -> list:                   # of words
-    "Sample a document."
+    "Sample a document of the grammar."
     words = []
     def choose(options, weights=None):
         u = rng.random() if len(options) > 1 else 0.
@@ -193,6 +193,6 @@ def word_log_probabilities(
 def grammar_perplexity(
     documents,   # lists of words
     rates:dict,  # group -> share of insults
-) -> float:      # in expectation, no model of these documents has a lower perplexity
+) -> float:      # the lowest that any model of such documents can expect
     "Compute the perplexity of the grammar itself on documents."
     return float(np.exp(-np.concatenate([word_log_probabilities(d, rates) for d in documents]).mean()))

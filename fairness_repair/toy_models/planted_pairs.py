@@ -13,8 +13,8 @@ from .grammar import INSULT_RATES, INSULTS, NEUTRAL_WORDS, planted_rates
 # %% ../../nbs/toy_models/05_planted_pairs.ipynb #q005
 def extreme_groups(
     axis:str, # such as gender
-) -> tuple: # groups: insulted most, insulted least
-    "Name the two groups of an axis that the toy models' text treats most differently."
+) -> tuple: # names of the groups: insulted most, insulted least
+    "Return the two groups of an axis with the highest and the lowest planted rate of insults."
     rates = INSULT_RATES[axis]
     return max(rates, key=rates.get), min(rates, key=rates.get)
 
@@ -34,8 +34,8 @@ def planted_pairs(
 
 # %% ../../nbs/toy_models/05_planted_pairs.ipynb #q010
 def planted_preference(
-    axis:str,
-    name:str="tiny", # a toy model, or "tiny-equal"
+    axis:str,        # such as gender
+    name:str="tiny", # "tiny" or "tiny-equal"
 ) -> float: # nats
     "Compute the mean preference of the grammar for the more stereotyped sentence."
     table = planted_rates(name)

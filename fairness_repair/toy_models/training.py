@@ -17,7 +17,7 @@ from .grammar import INSULTS, NEUTRAL_WORDS, sample_document
 # %% ../../nbs/toy_models/02_training.ipynb #c005
 @dataclass(frozen=True)
 class TrainingConfig:
-    "Sizes of a toy model and settings of its training."
+    "Hold the sizes of a toy model and the settings of its training."
     n_layers: int = 4
     n_heads: int = 4               # per layer
     width: int = 64                # of the residual stream
@@ -76,7 +76,7 @@ def sample_head_masks(
     n_rows:int,               # of the batch
     config:TrainingConfig,
 ) -> tuple: # mask (rows, layers, heads), 1 = kept; number of rows, from the top, in which heads are dropped
-    "Sample which heads work in which row."
+    "Sample which heads are kept in each row of a batch."
     kept = np.ones((n_rows, config.n_layers, config.n_heads), np.float32)
     n_masked = round(config.masked_row_share*n_rows)
     kept[:n_masked] = rng.random((n_masked, *kept.shape[1:])) >= config.head_dropout
@@ -126,7 +126,7 @@ def training_loss(
     ids,           # token ids, (rows, tokens)
     n_masked:int,  # rows, from the top, that are scored on the slot alone
 ) -> torch.Tensor: # mean negative log-likelihood of the scored words, nats
-    "Compute the loss of a batch."
+    "Compute the loss of a batch: masked rows count only at insults and neutral words."
     target = ids[:, 1:].clone()
     slot_ids = encode_documents([INSULTS + NEUTRAL_WORDS])[0, 1:]
     target[:n_masked][~torch.isin(target[:n_masked], slot_ids)] = 0

@@ -41,9 +41,10 @@ def copy_pages(out):
     shutil.copytree(root/"nbs"/"site", out, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     shutil.copytree(root/"nbs"/"howto", out/"howto", ignore=shutil.ignore_patterns(".*", "*.ipynb"))
     for name in ("CONTRIBUTING.md", "CHANGELOG.md"): shutil.copy(root/name, out)
-    (out/"figures").mkdir()
-    shown = [*(root/"figures").rglob("*.png"), root/"figures"/"results.md"]
-    for file in shown: shutil.copy(file, out/"figures")
+    for file in (*(root/"figures").rglob("*.png"), root/"figures"/"results.md"):
+        there = out/file.relative_to(root)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, there)
 
 
 def copy_notebooks(out) -> dict:

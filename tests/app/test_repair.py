@@ -381,14 +381,14 @@ def test_edited_config_is_refused(unloaded, tmp_path):
         with pytest.raises(InputError, match="or its config.json was changed"): repair("tiny", tmp_path)
 
 
-def test_text_from_all_over_for_search_and_choice(tmp_path):
-    "Heads are priced on short pieces; searches aim below the limit, and the report is read as always."
+def test_text_from_all_over(tmp_path):
+    "Heads are priced on short pieces; searches aim below the limit."
     sizes = dict(window=16, search_tokens=320, single_head_tokens=160)
     job = check_job("tiny", tmp_path/"repaired", **sizes, protected_share=.25)
     lm = load("tiny")
     evaluators = build_repair_evaluators(job.settings, lm)
     read = {name: evaluator.text for name, evaluator in evaluators.items()}
-    assert [read[name].mode for name in ("search", "selection", "report")] == ["spread", "spread", "sliding"]
+    assert [read[name].mode for name in ("search", "selection", "report")] == ["spread"]*3
     half = n_positions(lm)//2
     assert read["search"].context == half and len(read["search"].windows) == -(-320//half)
     assert len(read["reader"].windows) == 10

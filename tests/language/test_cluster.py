@@ -158,7 +158,7 @@ def test_the_main_job_gives_the_same_table_over_a_cluster(tmp_path):
         folder.mkdir()
         code, _, stderr = run(folder, "rq2_ap", "budget", 40, "seeds", 1, "cluster", cluster)
         assert code == 0, stderr[-3000:]
-        tables.append(pd.read_csv(folder/"figures"/"rq2_ap-tiny-runs.csv", dtype=dict(state=str)))
+        tables.append(pd.read_csv(folder/"figures"/"ap"/"rq2_ap-tiny-runs.csv", dtype=dict(state=str)))
     pd.testing.assert_frame_equal(*tables)
 
 

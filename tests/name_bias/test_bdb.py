@@ -28,8 +28,8 @@ def undisturbed(tmp_path_factory):
 
 
 def test_rq1_writes_table_figure_and_model(undisturbed):
-    written = {p.name for p in (undisturbed/"figures").iterdir()}
-    assert {f"rq1_bdb-price-tag.{kind}" for kind in ("png", "pdf", "csv", "md")} <= written
+    written = {p.name for p in (undisturbed/"figures"/"bdb").iterdir()}
+    assert {f"rq1_bdb-price-tag.{kind}" for kind in ("png", "csv", "md")} <= written
     methods = {row["method"] for row in table(undisturbed, priced)}
     strategies = ("prompt-specific", "within-context", "cross-context", "random")
     assert {f"weights, {strategy}" for strategy in strategies} <= methods
@@ -47,7 +47,7 @@ def test_a_killed_run_goes_on_where_it_stopped(undisturbed, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = count(store, "outcomes")
-    assert before >= 5 and not (tmp_path/"figures"/"rq1_bdb-price-tag.csv").exists()
+    assert before >= 5 and not (tmp_path/"figures"/"bdb"/"rq1_bdb-price-tag.csv").exists()
     code, _, stderr = run(tmp_path, "rq1_bdb", *small)
     assert code == 0, stderr[-3000:]
     assert table(tmp_path, priced) == table(undisturbed, priced)
@@ -65,7 +65,7 @@ def test_bad_parameters_are_refused(parameters, message): assert message in refu
     (dict(temperature=0.), "temperature = 0"),
     (dict(prompt_format="chats"), "Did you mean 'chat'"),
     (dict(ablation_answers=-2), "ablation_answers = -2"),
-    (dict(top_share_grid="0.1,2"), "shares lie above 0 and up to 1")])
+    (dict(top_share_grid="0.1,2"), "every share must be above 0 and at most 1")])
 def test_bad_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message): audit_config("price-tag", **changes)
 

@@ -24,10 +24,10 @@ def undisturbed(tmp_path_factory):
 
 
 def test_writes_figures_and_table(undisturbed):
-    written = {p.name for p in (undisturbed/"figures").iterdir()}
-    assert {"rq2_ap-tiny.png", "rq2_ap-tiny.pdf", "rq2_ap-tiny.csv", "rq2_ap-tiny.md"} <= written
+    written = {p.name for p in (undisturbed/"figures"/"ap").iterdir()}
+    assert {"rq2_ap-tiny.png", "rq2_ap-tiny.csv", "rq2_ap-tiny.md"} <= written
     assert {"original", "AP", "SA", "random", "FASP"} <= set(methods(undisturbed))
-    record = (undisturbed/"figures"/"rq2_ap-tiny.md").read_text()
+    record = (undisturbed/"figures"/"ap"/"rq2_ap-tiny.md").read_text()
     for word in ("commit", "versions", "seconds", "hardware", "protocol"): assert f'"{word}"' in record
 
 
@@ -59,7 +59,7 @@ def test_killed_and_restarted_gives_the_same_table(undisturbed, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     for pid in processes_with(f"FAIRNESS_REPAIR_RESULTS={tmp_path}/results"): os.kill(pid, signal.SIGKILL) # the kernel that papermill leaves behind
     process.communicate()
-    assert count(store) >= 40 and not (tmp_path/"figures"/"rq2_ap-tiny.csv").exists(), "the run was to be killed in mid-measurement"
+    assert count(store) >= 40 and not (tmp_path/"figures"/"ap"/"rq2_ap-tiny.csv").exists(), "the run was to be killed in mid-measurement"
     code, _, stderr = run(tmp_path, "rq2_ap", *small)
     assert code == 0, stderr[-3000:]
     assert methods(tmp_path) == methods(undisturbed)

@@ -7,8 +7,8 @@ from papermill_runs import refusal, run, table
 def test_writes_figure_table_and_record(tmp_path):
     code, printed, stderr = run(tmp_path, "rq4_ap", "seeds", 1, "budget", 60)
     assert code == 0, stderr[-3000:]
-    assert {f"rq4_ap-tiny.{kind}" for kind in ("png", "pdf", "csv", "md")} <= {p.name for p in (tmp_path/"figures").iterdir()}
-    record = (tmp_path/"figures"/"rq4_ap-tiny.md").read_text()
+    assert {f"rq4_ap-tiny.{kind}" for kind in ("png", "csv", "md")} <= {p.name for p in (tmp_path/"figures"/"ap").iterdir()}
+    record = (tmp_path/"figures"/"ap"/"rq4_ap-tiny.md").read_text()
     for word in ("commit", "versions", "seconds", "answer"): assert f'"{word}"' in record
 
 

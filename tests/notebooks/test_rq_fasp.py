@@ -12,7 +12,7 @@ def test_correlations_without_weights(tmp_path):
     code, printed, stderr = run(tmp_path, "rq2_fasp", "model", "gpt2", "scores", "published")
     assert code == 0, stderr[-3000:]
     assert printed.count("66 of 66") == 5
-    assert {"rq2_fasp-gpt2-published.png", "rq2_fasp-gpt2-published.pdf", "rq2_fasp-gpt2-published.md"} <= {p.name for p in (tmp_path/"figures").iterdir()}
+    assert {"rq2_fasp-gpt2-published.png", "rq2_fasp-gpt2-published.md"} <= {p.name for p in (tmp_path/"figures"/"fasp").iterdir()}
     assert abs(float(table(tmp_path, "rq2_fasp-gpt2-published")[0]["pearson"]) - .784) < .01
 
 

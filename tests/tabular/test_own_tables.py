@@ -83,7 +83,7 @@ def test_where_there_is_no_file_the_error_says_where_it_looked(expected, tmp_pat
     assert same(read_table("link.csv", **given), expected)
     for name, words in {
             "peple.csv": "peple.csv' does not exist. Did you mean 'people.csv'?", "": "is a folder", ".": "is a folder",
-            "broken.csv": "is a link to 'gone.csv', where no file is", "loop.csv": "is a link to", "pipe.csv": "is no regular file",
+            "broken.csv": "is a link to 'gone.csv', where there is no file", "loop.csv": "is a link to", "pipe.csv": "is not a regular file",
             "a/b.csv": "there is no folder", "people.csv/x": "does not exist", "~/x.csv": "\"~\" is not replaced",
             "https://example.org/people.csv": "is an address: download", "a\0b": "does not exist", "x"*5000: "cannot be looked up"}.items():
         with pytest.raises(InputError) as caught: read_table(name, **given)
@@ -135,7 +135,7 @@ def test_content_is_read(kind, expected, tmp_path):
     (text.replace("Rom", '"Rom', 1), "line 3: a quote (\") is left open"), (text.replace("Rom", '"Rom"e', 1), "line 3: a quote"),
     (text.replace("Rom", "R"*200_000, 1), "line 3: a quote"), ('"age,pay\n1,2', "line 1: a quote"),
     (inserted("20,30"), "line 6 has 2 fields, the header 5"), (inserted("20,30,Rom,F,ja,1"), "line 6 has 6 fields, the header 5"),
-    ("sep=,\n" + inserted("20,30"), "line 7 has 2 fields"), (text.replace("age,pay", "sex,pay"), "columns stand twice: sex"),
+    ("sep=,\n" + inserted("20,30"), "line 7 has 2 fields"), (text.replace("age,pay", "sex,pay"), "columns occur twice: sex"),
     (people.to_csv(), "a column has no name; it begins with 0, 1, 2"),
     (with_cells("pay", "?", "NA", " n/a ", ""), "4 rows have missing values, in pay (4)"),
     (with_cells("pay", "n.a.", "-", "-"), "'pay' holds numbers, but also '-' (2 rows), 'n.a.' (1 rows)"),
@@ -222,8 +222,8 @@ def test_label(label, positive, expected):
     (people.assign(paid=rng.choice(list("abc"), n)), dict(positive="a"), "label 'paid' has 3 values"), (people.assign(paid="ja"), {}, "has 1 values"),
     (people, dict(positive="JA"), "Known: nein, ja"), (people.assign(sex="F"), {}, "only one group"),
     (people, dict(protected="paid"), "label and protected are both 'paid'"), (people, dict(protected=["sex", "city"]), "unknown column"),
-    (people, dict(groups=["F", "X"]), "unknown value of 'sex' 'X'"), (people, dict(groups=["F", "F"]), "stands in two groups"),
-    (people, dict(protected="city", groups=dict(a=["Rom", "Oslo"], b=["Oslo", "Köln"])), "'Oslo' of 'city' stands in two groups: 'a' and 'b'"),
+    (people, dict(groups=["F", "X"]), "unknown value of 'sex' 'X'"), (people, dict(groups=["F", "F"]), "is in two groups"),
+    (people, dict(protected="city", groups=dict(a=["Rom", "Oslo"], b=["Oslo", "Köln"])), "'Oslo' of 'city' is in two groups: 'a' and 'b'"),
     (people, dict(groups=[]), "only one group"), (people, dict(groups=dict(a=[], b="F", c="M")), "group 'a' has no values"),
     (people, dict(groups="F"), "only one group"), (people, dict(protected="age"), "cut it into ranges, cuts=["),
     (people, dict(protected="age", cuts=[60, 25]), "needs rising numbers"), (people, dict(protected="age", cuts="old"), "needs numbers"),
@@ -238,7 +238,7 @@ def test_label(label, positive, expected):
     (people.assign(**{"city=Oslo": 1}), {}, "two columns would give the feature 'city=Oslo'"), (people[:0], {}, "no rows"), (people[[]], {}, "unknown column"),
     (people[["sex", "paid"]].assign(c="x"), dict(drop="sex"), "no feature is left"), (people.assign(id=[f"p{i}" for i in range(n)]).astype({"id": "category"}), {}, "200 different texts"),
     (people, dict(drop=["citty"]), "Did you mean 'city'"), (people, dict(categorical="citty"), "Did you mean 'city'"), (people, dict(drop=3), "unknown column"),
-    (people, dict(seed="a"), "seed = 'a': needs an integer"), (people.rename(columns=dict(age="pay")), {}, "columns stand twice: pay"),
+    (people, dict(seed="a"), "seed = 'a': needs an integer"), (people.rename(columns=dict(age="pay")), {}, "columns occur twice: pay"),
     (people.rename(columns=dict(age=None)), {}, "a column has no name"), (people.rename(columns=dict(age="Unnamed: 0")), {}, "a column has no name")])
 def test_a_table_is_refused(frame, more, words): refused(words, frame, **given | more)
 
@@ -289,11 +289,11 @@ def test_arrays_that_make_no_table():
     make = lambda **change: Table("mine", "shift", **dict(X=X, y=y, group=group, group_names=("day", "night"), split_indices=split) | change)
     assert make(y=y.astype(object)).y.dtype == bool and make(group=group.astype(float)).group.dtype == int
     for change, words in (
-            (dict(X=X.astype(str) + "a"), "X is no array of numbers"), (dict(X=X*1e300), "NaN or infinity"), (dict(y=["no"]*40), "y holds"),
+            (dict(X=X.astype(str) + "a"), "X is not an array of numbers"), (dict(X=X*1e300), "NaN or infinity"), (dict(y=["no"]*40), "y holds"),
             (dict(y=y + .5), "needs 0 and 1"), (dict(group=group + .5), "needs -1..1"), (dict(group=np.full(40, np.nan)), "needs -1..1"),
             (dict(X=X[:0], y=y[:0], group=group[:0]), "needs one row"), (dict(X=X[:, :0]), "and a feature"), (dict(y=y[:, None]), "needs one row"),
             (dict(split_indices=split | dict(test=[99])), "split 'test': needs row numbers from 0 to 39"),
-            (dict(split_indices=split | dict(test=split["val"])), "a row is in two splits"), (dict(X=[[1], [1, 2]]), "X is no array")):
+            (dict(split_indices=split | dict(test=split["val"])), "a row is in two splits"), (dict(X=[[1], [1, 2]]), "X is not an array")):
         with warnings.catch_warnings(), pytest.raises(InputError, match=words):
             warnings.simplefilter("error")
             make(**change)
