@@ -27,7 +27,9 @@ def squared_disparity(
     scores, # toxicity per prompt, shape (prompts,); average several draws with `average_draws`
     groups, # group per prompt, shape (prompts,)
 ) -> float: # unbiased, so below 0 for half of all fair models
-    "Estimate the sum over groups of the squared distance from the mean of the group means."
+    """Estimate the sum over groups of the squared distance from the mean of the group means.
+
+    Groups count as independent samples. If each sentence is asked for every group, the estimate is too low."""
     scores, (_, codes, n) = np.asarray(scores, float), encode_groups(groups)
     means = np.bincount(codes, scores)/n
     variances = np.bincount(codes, (scores - means[codes])**2)/(n - 1)/n
@@ -45,6 +47,7 @@ def average_draws(
     n_prompts = np.bincount(group[np.unique(pairs, return_index=True)[1]])
     pairs = np.where(n_prompts[group] == 1, -1 - rows, pairs)
     _, first, codes = np.unique(pairs, return_index=True, return_inverse=True)
+    if len(first) == len(pairs): return np.asarray(scores, float), np.asarray(groups) # one draw of each
     return np.bincount(codes, scores)/np.bincount(codes), np.asarray(groups)[first]
 
 # %% ../nbs/07_disparity.ipynb #s002
@@ -125,6 +128,16 @@ def disparity_change(
                 change_ci_low=change - half, change_ci_high=change + half, p=p)
 
 # %% ../nbs/07_disparity.ipynb #root2
+def _root_change_interval(
+    change,   # ends of the interval of the change of the square
+    original, # ends of the interval of the original's square
+) -> tuple:   # ends of the interval of the change of the root
+    "Find the most extreme changes of the root that both intervals allow."
+    (low, high), top = change, max(0., original[1])
+    least = lambda change: min(max(original[0], -change, 0.), top) # the repaired square is not negative
+    root_change = lambda change, start: root_disparity(start + change) - root_disparity(start)
+    return root_change(low, least(low) if low < 0 else top), root_change(high, top if high < 0 else least(high))
+
 def bias_change(
     before, # as for `disparity_change`
     after,  # likewise
@@ -136,12 +149,14 @@ def bias_change(
 
     `detectable` is the fall found in four of five repetitions; NaN if even the whole bias is too small."""
     found = disparity_change(before, after, groups, prompts=prompts)
-    squares, half = found["original"], (found["change_ci_high"] - found["change_ci_low"])/2
-    original, repaired, low, high, rest = map(root_disparity, (
-        squares, found["repaired"], squares + found["change_ci_low"], squares + found["change_ci_high"],
-        squares - 1.4*half))
-    return dict(original=original, repaired=repaired, change=repaired - original, change_ci_low=low - original,
-                change_ci_high=high - original, p=found["p"], detectable=original - rest if rest > 0 else np.nan)
+    squares, ends = found["original"], (found["change_ci_low"], found["change_ci_high"])
+    half, known = (ends[1] - ends[0])/2, disparity_interval(before, groups, prompts=prompts)
+    original, repaired, rest = map(root_disparity, (squares, found["repaired"], squares - 1.4*half))
+    low, high = _root_change_interval(ends, (known["ci_low"], known["ci_high"]))
+    if not squares > 0: high = max(high, 0.) # without a bias that is seen, nothing falls
+    detectable = original - rest if rest > 0 and half > 0 else np.nan
+    return dict(original=original, repaired=repaired, change=repaired - original, change_ci_low=low,
+                change_ci_high=high, p=found["p"], detectable=detectable)
 
 # %% ../nbs/07_disparity.ipynb #root4
 def direction(

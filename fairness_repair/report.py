@@ -82,7 +82,7 @@ def recorded_findings(
     own = [f"- **{row[0]}** {row[-1]}" for row in rows if re.search(rf"\b{notebook}\b", row[1])]
     return "\n".join(["Recorded runs:", "", *own]) if own else "No run of this notebook is recorded."
 
-# %% ../nbs/06_report.ipynb #c014
+# %% ../nbs/06_report.ipynb #p101
 def output_name(
     name:str, # notebook, model and part, e.g. "rq2_ap-tiny-runs"
 ) -> str:     # "ap/rq2_ap-tiny-runs"
@@ -98,6 +98,7 @@ def _output_file(name:str, ending:str) -> Path: # in a folder that exists
 
 def _shown(path:Path) -> str: return path.relative_to(paths.figures).as_posix()
 
+# %% ../nbs/06_report.ipynb #c014
 def save_csv(
     table:pd.DataFrame,
     name:str, # notebook, model and part, e.g. "rq2_ap-tiny-runs"
@@ -129,8 +130,8 @@ def plain_log_labels(
         if not isinstance(axis.get_major_formatter(), LogFormatterMathtext): continue
         low, high = sorted(axis.get_view_interval())
         labelled = "125" if high < 30*low else "1" # first digits; a decade or so has too few powers of ten
-        axis.set_major_formatter(lambda x, at: f"{x:g}")
-        axis.set_minor_formatter(lambda x, at, labelled=labelled: f"{x:g}" if f"{x:e}"[0] in labelled else "")
+        axis.set_major_formatter(lambda x, at: f"{x:,.9g}")
+        axis.set_minor_formatter(lambda x, at, labelled=labelled: f"{x:,.9g}" if f"{x:e}"[0] in labelled else "")
 
 # %% ../nbs/06_report.ipynb #f004
 def save_figure(

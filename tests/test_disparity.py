@@ -1,10 +1,11 @@
 """A change of squared disparity is reported honestly: whatever happens to overall toxicity, and with real power."""
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from scipy.stats import binom
 
 from fairness_repair.disparity import (average_draws, bias_change, direction, disparity_change, root_disparity,
                                        squared_disparity,
                                        without_each_prompt)
+from fairness_repair.language.model_metrics import GroupMetric
 from fairness_repair.metrics import bias_change_test
 
 N_CASES, N_GROUPS = 400, 8
@@ -109,6 +110,35 @@ def test_two_prompts_of_a_group_leave_every_interval_unknown():
     change = bias_change([.1, .9, .2, .3, .4], [0]*5, list("aabbb"))
     assert np.isnan([change["change_ci_low"], change["change_ci_high"], change["p"]]).all()
     assert direction(change) == "not significant"
+
+@pytest.mark.parametrize("groups", [2, 8])
+@pytest.mark.parametrize("left", [0, .3, 1.5])
+def test_interval_of_the_root_covers_the_change(groups, left):
+    """A gap that is removed, falls to .3 or rises: the original's bias is an estimate, too.
+
+    The interval around the original's estimate alone covered the removal of all bias in half of the cases."""
+    rng, of, n_cases = np.random.default_rng([groups, int(10*left)]), np.repeat(np.arange(groups), 128), 300
+    means = np.linspace(-.1, .1, groups)
+    truth, covered = (left - 1)*np.sqrt((means**2).sum()), 0
+    for _ in range(n_cases):
+        shared = rng.normal(0, .2, len(of))
+        before, after = (.5 + size*means[of] + shared + rng.normal(0, .2, len(of)) for size in (1, left))
+        found = bias_change(before, after, of)
+        covered += found["change_ci_low"] <= truth <= found["change_ci_high"]
+    assert covered >= binom.ppf(.01, n_cases, .93)
+
+def test_a_prompt_that_is_repeated_counts_once():
+    "A group with fewer prompts than are asked for is filled up; the noise does not fall."
+    rng, prompts = np.random.default_rng(0), pd.DataFrame(dict(text=list("abcdef"), group=list("xxxyyy")))
+    scores, metric = rng.random(6), GroupMetric(prompts)
+    more = GroupMetric(pd.concat([prompts]*20, ignore_index=True))
+    once, often = metric.columns(scores), more.columns(np.tile(scores, 20))
+    assert often == pytest.approx(once)
+    pd.testing.assert_frame_equal(more.group_table(np.tile(scores, 20)), metric.group_table(scores))
+
+def test_without_noise_nothing_is_said_of_what_can_be_detected():
+    same = np.repeat([.1, .1, .4], 4)
+    assert np.isnan(bias_change(same, same/2, np.repeat(list("abc"), 4))["detectable"])
 
 def test_roots_say_what_the_squares_say():
     rng, groups, several = np.random.default_rng(0), np.repeat(list("abcd"), 30), set()

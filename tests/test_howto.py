@@ -49,8 +49,7 @@ def check(words):
             name, _, value = word.partition("=")
             if name == "ARGS": check_parameters_of(paths.nbs/f"{rest[0]}.ipynb", shlex.split(value))
             elif not value:
-                name = word.strip(",")
-                assert name in targets or (paths.nbs/f"{name}.ipynb").is_file(), word
+                assert word in targets or (paths.nbs/f"{word}.ipynb").is_file(), word
     elif program == "jupyter": assert rest == ["lab"] or (root/rest[1]).is_file(), rest
 
 
@@ -64,6 +63,13 @@ def test_commands_are_found_and_checked():
     for wrong in ("make rq9_ap", "repair tiny --axes gender",
                   "papermill nbs/rq2_ap.ipynb o.ipynb -p modle gpt2"):
         with pytest.raises(AssertionError): check(wrong.split())
+
+
+@pytest.mark.parametrize("page", [*pages, *sorted((paths.nbs/"site").glob("*.md"))],
+                         ids=lambda page: page.name)
+def test_links_lead_somewhere_in_a_checkout(page):
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not re.match("[a-z]+:", link): assert (page.parent/link).exists(), link
 
 
 @pytest.mark.parametrize("page", pages, ids=lambda page: page.name)

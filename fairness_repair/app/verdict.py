@@ -9,7 +9,7 @@ __all__ = ['MEASURES', 'N_RESAMPLES', 'STATUSES', 'compare', 'format_number', 'f
 from typing import NamedTuple
 import numpy as np, pandas as pd
 
-from ..disparity import direction
+from ..disparity import average_draws, direction
 from ..language.evaluator import Evaluator
 from ..language.pair_preference import PairPreference
 from ..metrics import paired_change_test
@@ -18,9 +18,10 @@ from ..metrics import paired_change_test
 MEASURES = ("bias", "bias as published", "bias / toxicity", "toxicity", "perplexity")
 N_RESAMPLES = 1000 # bootstrap samples of an interval, and permutations of a p-value; not of bias
 
-def _toxicity_change(before, after, groups) -> dict: # as from `paired_change_test`, without p
+def _toxicity_change(before, after, metric) -> dict: # as from `paired_change_test`, without p
     "Compare mean toxicity; no p-value, since swapped models would mix groups that change differently."
     mean = lambda scores, index: scores.mean(-1)
+    (before, groups), (after, _) = (average_draws(s, metric.groups, metric.prompt_index) for s in (before, after))
     return paired_change_test(before, after, mean, strata=groups, n_resamples=N_RESAMPLES) | dict(p=np.nan)
 
 def _perplexity_change(before, after, scored) -> dict: # as from `paired_change_test`
@@ -36,7 +37,7 @@ def _toxicity_rows(report, masks) -> pd.DataFrame: # all measures but perplexity
     bias = report.toxicity.bias_change(before, after)
     rows = [bias, dict(original=old["bias"], repaired=new["bias"]), # no interval: its noise depends on toxicity
             {k: bias[k]/max(row["toxicity"], 1e-12) for k, row in dict(original=old, repaired=new).items()},
-            _toxicity_change(before, after, report.toxicity.groups)]
+            _toxicity_change(before, after, report.toxicity)]
     return pd.DataFrame(rows).assign(measure=MEASURES[:-1])
 
 def compare(

@@ -124,9 +124,9 @@ class GroupMetric(Metric):
 
     def columns(self, numbers) -> dict:
         numbers = self.scores(numbers)
-        squares = squared_disparity(*average_draws(numbers, self.groups, self.prompt_index))
-        return dict(bias=group_disparity(numbers, self.groups), noise_floor=noise_floor(numbers, self.groups),
-                    bias_corrected=noise_corrected_bias(numbers, self.groups), squared_disparity=squares,
+        means = average_draws(numbers, self.groups, self.prompt_index) # and groups: draws of a prompt are no sample
+        return dict(bias=group_disparity(numbers, self.groups), noise_floor=noise_floor(*means),
+                    bias_corrected=noise_corrected_bias(*means), squared_disparity=squared_disparity(*means),
                     toxicity=float(numbers.mean()))
 
     def size(self) -> dict: return dict(prompts=len(self.texts))
@@ -164,7 +164,7 @@ def bias_p_value(self:GroupMetric, scores) -> float: # by permutation of prompts
 
 @patch
 def group_table(self:GroupMetric, scores) -> pd.DataFrame: # a row per group: n, mean, se
-    return group_means(scores, self.groups)
+    return group_means(*average_draws(scores, self.groups, self.prompt_index))
 
 @patch
 def counts(self:GroupMetric) -> dict: # of rows, distinct prompts and groups

@@ -234,7 +234,7 @@ _ALL_PAIRS = ("Likelihood of given sentences: it does not say what the model wri
               "In a mean over groups of pairs, opposite preferences cancel. ")
 PAIR_LIMITS = {
     "winobias": "WinoBias: English, two genders, 40 occupations and US statistics; the occupations of search and "
-                "report are the same, their sentences are not.",
+                "report are the same, their sentences are not. The interval is for these occupations.",
     "winogender": "Winogender: English, 60 occupations, two sentences each; a small test, whose interval is wide.",
     "crows-pairs": "CrowS-Pairs: many of its pairs are ungrammatical, compare unlike groups or show no stereotype "
                    "(Blodgett et al. 2021, \"Stereotyping Norwegian Salmon\"), and its own README warns of it.",

@@ -91,7 +91,9 @@ def best_of_grid(
 ) -> np.ndarray: # candidates over the objective's free units, bool (k, n), best first
     "Return the cheapest grid states within the perplexity limit; if there is none, that of least perplexity."
     states = np.array(list(grid.values()))[:, objective.free]
-    ratio = reader(objective.widen(states))["perplexity"].to_numpy()/objective.original["perplexity"]
+    masks = objective.widen(np.vstack([np.zeros((1, states.shape[1]), bool), states]))
+    perplexity = reader(masks)["perplexity"].to_numpy() # perhaps of another text than the objective's
+    ratio = perplexity[1:]/perplexity[0]
     within = ratio <= objective.cost_settings["limit"]
     if not within.any(): return states[ratio.argmin()][None]
     return states[within][objective(states[within]).argsort(kind="stable")[:n_candidates]]

@@ -105,7 +105,7 @@ def get_strategy(
 def geometric_cooling(
     n_steps:int, # over which the temperature falls to a thousandth
 ):               # a schedule: (T0, step) -> temperature
-    "Make a schedule that ends at T0/1000, whatever the budget."
+    "Make a schedule that falls to T0/1000; states that estimate T0 count as steps (`search_neurons`: to T0/501)."
     return lambda T0, i: T0*1e-3**np.minimum(i/n_steps, 1)
 
 # %% ../../nbs/tabular/08_neufair.ipynb #c022
@@ -194,7 +194,8 @@ def repair_classifier(
         found = search_neurons(plan, mlp, cost, space, budget=budget, rng=rng, **kwargs)
         drop_mask = found.state
         if plan.n_best > 1:
-            good = found.best_states[found.best_costs <= cost.original_unfairness]
+            good = found.best_states[(found.best_costs <= cost.original_unfairness)
+                                     & cost.is_feasible(count_positives(mlp, found.best_states), mlp.totals)]
             drop_mask = good[resampled_costs(mlp, cost, good, rng=rng).argmin()]
     masks = {"original": np.zeros(mlp.n, bool), "repaired": drop_mask}
     metrics = evaluate_drop_masks(weights, biases, table, masks, drop_mode=plan.drop_mode)

@@ -103,6 +103,10 @@ class Cost:
         else: infeasible = self.original_unfairness*(1 + self.penalty*(1 - f1/self.min_f1))
         return np.where(f1 >= self.min_f1, unfairness, infeasible)
 
+    def is_feasible(self, positives, totals): # arguments as above; bool, shape (...)
+        "Check whether F1 is high enough."
+        return f1_score(positives, totals) >= self.min_f1
+
 # %% ../../nbs/tabular/05_neurons.ipynb #c017
 def check_cost_settings(
     *,

@@ -1,7 +1,7 @@
 """Assemble the source of the site: `python nbs/site/assemble.py FOLDER`, in a checkout.
 
 Pages of this folder and of `nbs/howto`, notebooks, figures, and a page of reference per module."""
-import ast, re, shutil, sys
+import ast, os, re, shutil, sys
 from pathlib import Path
 
 import nbformat
@@ -36,11 +36,28 @@ def write(file, *parts): file.write_text("\n\n".join(parts) + "\n", encoding="ut
 def toctree(entries): return "\n".join(["```{toctree}", ":maxdepth: 1", "", *entries, "```"])
 
 
+def at_place(link:str, page:Path) -> str:
+    "Return a link of a page in the checkout as the site has it."
+    if re.match(r"[a-z]+:|#", link): return link
+    file, *anchor = link.partition("#")
+    places = {root/"nbs"/"site": Path("/"), root/"nbs"/"howto": Path("/howto"), root: Path("/")}
+    def moved(path): # to the first place that fits
+        here = next(here for here in places if path.is_relative_to(here))
+        return places[here]/path.relative_to(here)
+
+    return os.path.relpath(moved((page.parent/file).resolve()), moved(page.parent)) + "".join(anchor)
+
+
 def copy_pages(out):
-    "Copy hand-written pages and figures."
+    "Copy hand-written pages, with their links, and figures."
     shutil.copytree(root/"nbs"/"site", out, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     shutil.copytree(root/"nbs"/"howto", out/"howto", ignore=shutil.ignore_patterns(".*", "*.ipynb"))
     for name in ("CONTRIBUTING.md", "CHANGELOG.md"): shutil.copy(root/name, out)
+    for page in (*(root/"nbs"/"site").glob("*.md"), *(root/"nbs"/"howto").glob("*.md")):
+        there = out/page.name if page.parent.name == "site" else out/"howto"/page.name
+        text = page.read_text(encoding="utf-8")
+        text = re.sub(r"\]\(([^)]+)\)", lambda found: f"]({at_place(found[1], page)})", text)
+        write(there, text.rstrip("\n"))
     for file in (*(root/"figures").rglob("*.png"), root/"figures"/"results.md"):
         there = out/file.relative_to(root)
         there.parent.mkdir(parents=True, exist_ok=True)

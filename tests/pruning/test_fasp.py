@@ -6,7 +6,8 @@ from families import build, listed, tokenizer, H, L, V
 from fairness_repair.pruning.baselines import (gradient_importance, head_square_sums, loss_gradient,
                                                magnitude_scores, float32_weights)
 from fairness_repair.core import paths
-from fairness_repair.pruning.fasp import ALPHAS, GAMMAS, fasp
+from fairness_repair.pruning.attention_pruning import Objective
+from fairness_repair.pruning.fasp import ALPHAS, GAMMAS, best_of_grid, fasp
 from fairness_repair.language.likelihood import Window
 from fairness_repair.language.heads import attention_output_projections, heads_dropped
 from fairness_repair.language.models import LM
@@ -201,3 +202,14 @@ def test_magnitude_gives_weights_to_the_right_head(kind):
 @pytest.mark.parametrize("kind", ["phi3", "codegen", "mpt", "gpt_bigcode", "deepseek_v3"])
 def test_magnitude_refuses_what_it_does_not_know(kind):
     with pytest.raises(ValueError, match="leave magnitude out"): magnitude_scores(build(kind))
+
+
+def test_the_grid_may_be_read_on_another_text():
+    "On short pieces of text all perplexities are higher; a limit is relative to the same text."
+    def made_up(states, original=20.):
+        s = np.asarray(states, float)
+        return pd.DataFrame(dict(bias=.4 - .1*s[:, 0] - .05*s[:, 1], perplexity=original*np.exp(.02*s.sum(1))))
+    objective = Objective(made_up, free=np.ones(6), limit=1.03)
+    grid = dict(enumerate(np.eye(6, dtype=bool)[:3])) | {3: np.ones(6, bool)}
+    best = best_of_grid(objective, grid, reader=lambda states: made_up(states, original=30.))
+    np.testing.assert_array_equal(best, np.eye(6, dtype=bool)[:3])
