@@ -72,6 +72,7 @@ def perplexities(self:Evaluator,
     "Measure perplexity alone."
     return _reader(self, self.text)(masks)["perplexity"].to_numpy()
 
+# %% ../../nbs/pruning/13_gradient_search.ipynb #p104
 HIGHEST_PRICE = 50. # of a head without which the model overflows
 
 @patch
@@ -81,7 +82,7 @@ def head_prices(self:Evaluator) -> np.ndarray: # log of the perplexity ratio, sh
     reader = _reader(self, text)
     masks = np.vstack([np.zeros((1, n), bool), np.eye(n, dtype=bool)])
     perplexity = reader(masks)["perplexity"].to_numpy()
-    prices = np.minimum(np.log(perplexity[1:]/perplexity[0]), HIGHEST_PRICE)
+    prices = np.fmin(np.log(perplexity[1:]/perplexity[0]), HIGHEST_PRICE)
     if not self.price_text: return prices
     records = reader.readable_records(text)
     nats = np.stack([reader.find(records, mask) for mask in masks])

@@ -291,7 +291,7 @@ def test_arrays_that_make_no_table():
     for change, words in (
             (dict(X=X.astype(str) + "a"), "X is not an array of numbers"), (dict(X=X*1e300), "NaN or infinity"), (dict(y=["no"]*40), "y holds"),
             (dict(y=y + .5), "needs 0 and 1"), (dict(group=group + .5), "needs -1..1"), (dict(group=np.full(40, np.nan)), "needs -1..1"),
-            (dict(X=X[:0], y=y[:0], group=group[:0]), "needs one row"), (dict(X=X[:, :0]), "and a feature"), (dict(y=y[:, None]), "needs one row"),
+            (dict(X=X[:0], y=y[:0], group=group[:0]), "needs one label and one group"), (dict(X=X[:, :0]), "at least one feature"), (dict(y=y[:, None]), "needs one label and one group"),
             (dict(split_indices=split | dict(test=[99])), "split 'test': needs row numbers from 0 to 39"),
             (dict(split_indices=split | dict(test=split["val"])), "a row is in two splits"), (dict(X=[[1], [1, 2]]), "X is not an array")):
         with warnings.catch_warnings(), pytest.raises(InputError, match=words):
