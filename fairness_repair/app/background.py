@@ -87,6 +87,7 @@ class Background:
     ):
         "Start work; refuse it while other work is running."
         if self.running: raise InputError(f"{self.name} is not finished: wait for it, or stop it")
+        self.wait() # for the last report of the work before
         self.name, self.total, self.unit, self.result, self.error = name, total, unit, None, None # work may set total
         self.passes, self.results, self.started, self._told, self._stop = 0, 0, time.perf_counter(), 0., False
         self._thread, self.running = threading.Thread(target=self._run, args=(work,), daemon=True), True

@@ -150,7 +150,7 @@ def test_sentence_pairs(tmp_path):
 
 
 def settle(explorer):
-    if explorer.background.running: explorer.background.wait()
+    explorer.background.wait() # until the last report; it stops running a moment earlier
 
 
 def test_buttons(tmp_path):
