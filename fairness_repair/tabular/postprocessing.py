@@ -41,7 +41,7 @@ class RejectOption:
     ): self.max_difference = max_difference
 
     def fit(self, scores, y, group): # arrays of shape (rows,)
-        "Choose the thresholds of best balanced accuracy within the bound, else of the lowest signed difference, as AIF360."
+        "Choose thresholds of best balanced accuracy within the bound, else of lowest signed difference, as AIF360."
         t = np.repeat(np.linspace(.01, .99, 100), 50)
         m = np.concatenate([np.linspace(0., min(c, 1 - c), 50) for c in t[::50]])
         privileged = privileged_group(y, group)
