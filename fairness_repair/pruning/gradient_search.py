@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HIGHEST_PRICE', 'SUM_ERROR', 'HEAD_ERROR', 'PRICE_ERROR', 'NEARBY', 'GRADIENT_PRICE', 'READING_PRICE',
-           'STATES_PER_ROUND', 'READINGS', 'with_gradients', 'shrink_prices', 'predict_bias', 'FirstOrder',
+           'STATES_PER_ROUND', 'PRICED', 'READINGS', 'with_gradients', 'shrink_prices', 'predict_bias', 'FirstOrder',
            'fit_residuals', 'flips', 'exchanges', 'fill', 'descend', 'check_gradients', 'gradient_search',
            'first_order_search']
 
@@ -76,18 +76,20 @@ def perplexities(self:Evaluator,
 HIGHEST_PRICE = 50. # of a head without which the model overflows
 
 @patch
-def head_prices(self:Evaluator) -> np.ndarray: # log of the perplexity ratio, shape (n,)
+def head_prices(self:Evaluator,
+    heads=None, # positions of heads in a drop mask; None: all. Others get `HIGHEST_PRICE`
+) -> np.ndarray: # log of the perplexity ratio, shape (n,)
     "Measure the logarithmic price in perplexity of each head alone; on a text of its own, shrink its noise."
     n, text = self.lm.n_heads_total, self.price_text or self.text
-    reader = _reader(self, text)
-    masks = np.vstack([np.zeros((1, n), bool), np.eye(n, dtype=bool)])
+    heads, prices = np.arange(n) if heads is None else np.unique(heads), np.full(n, HIGHEST_PRICE)
+    reader, masks = _reader(self, text), np.vstack([np.zeros((1, n), bool), np.eye(n, dtype=bool)[heads]])
     perplexity = reader(masks)["perplexity"].to_numpy()
-    prices = np.fmin(np.log(perplexity[1:]/perplexity[0]), HIGHEST_PRICE)
+    prices[heads] = np.fmin(np.log(perplexity[1:]/perplexity[0]), HIGHEST_PRICE)
     if not self.price_text: return prices
-    records = reader.readable_records(text)
+    records, known = reader.readable_records(text), prices < HIGHEST_PRICE
     nats = np.stack([reader.find(records, mask) for mask in masks])
-    known = prices < HIGHEST_PRICE
-    prices[known] = shrink_prices(prices[known], _standard_errors(nats[1:][known] - nats[0], text.scored))
+    changes = (nats[1:] - nats[0])[known[heads]]
+    prices[known] = shrink_prices(prices[known], _standard_errors(changes, text.scored))
     return prices
 
 # %% ../../nbs/pruning/13_gradient_search.ipynb #c009
@@ -202,6 +204,7 @@ def descend(
 GRADIENT_PRICE = 3  # measured states that take at least as long as one gradient
 READING_PRICE = 1/3 # as long as measuring perplexity only
 STATES_PER_ROUND = 3 # measured in each round, at most, where heads are priced on the text of the evaluator
+PRICED = 4 # heads that get a price, for each that may be dropped
 READINGS = 4 # of perplexity alone in each round where heads are priced on a text of their own; the best is measured
 
 def _without(states, known) -> np.ndarray: # the rows of states that are not among the known
@@ -253,6 +256,10 @@ def _read_best(first:FirstOrder, known:_Known, space:SearchSpace, readings:int):
         known.read_also(end)
         first.learn_prices(*known.perplexities())
 
+def _promising(first:FirstOrder, space:SearchSpace) -> np.ndarray: # positions in a drop mask
+    best_first = first.bias(np.eye(space.n, dtype=bool)).argsort(kind="stable")
+    return np.flatnonzero(first.objective.free)[best_first[:PRICED*space.max_dropped]]
+
 def _readings(evaluator) -> int: # of perplexity alone in each round, at most
     return READINGS if getattr(evaluator, "price_text", None) else 0
 
@@ -279,7 +286,7 @@ def gradient_search(
     "Take the gradient at the best state, measure what it predicts to be best, and go on from there."
     check_gradients(objective)
     evaluator, known = objective.evaluator, _Known(objective, np.zeros((1, space.n), bool))
-    first, readings = FirstOrder(objective, [], evaluator.head_prices()), _readings(evaluator)
+    first, readings = FirstOrder(objective, [], None), _readings(evaluator)
     spent = lambda: len(known.states) + GRADIENT_PRICE*len(first.effects) + READING_PRICE*(len(known.read) - 1)
     cost = lambda states: np.zeros(len(states)) # nothing is known yet
     each = GRADIENT_PRICE + readings*READING_PRICE + 1 # of a round, at least
@@ -288,6 +295,7 @@ def gradient_search(
         at = _without(by_cost, [e.state[objective.free] for e in first.effects])
         if not len(at): break
         first.effects.append(evaluator.head_effects(objective.widen(at[:1])[0]))
+        if first.prices is None: first.prices = evaluator.head_prices(_promising(first, space))
         _read_best(first, known, space, readings)
         n = min(STATES_PER_ROUND, int(budget - spent()))
         new = known.best_read(first) if readings else _next_states(known.cost(first), known.states, space, n)

@@ -82,9 +82,9 @@ class NoisyGradients(NoisyEvaluator):
         scores = found.scores + errors[:, 0]*state.any()
         return replace(found, scores=scores, direct=found.direct + errors[:, 1:])
 
-    def head_prices(self) -> np.ndarray:
-        prices = self.evaluator.head_prices()
-        self.gradient_states += round(READING_PRICE*len(prices))
+    def head_prices(self, heads=None) -> np.ndarray:
+        prices = self.evaluator.head_prices(heads)
+        self.gradient_states += round(READING_PRICE*len(prices if heads is None else heads))
         return prices
 
     def gate_gradient(self, gates) -> GateGradient:

@@ -9,13 +9,13 @@ from fairness_repair.language.prompts import load_prompts
 from fairness_repair.language.toxicity import load_scorer
 from fairness_repair.pruning.attention_pruning import Objective, relative_cost
 from fairness_repair.pruning.experiment import build_evaluator, make_config
-from fairness_repair.pruning.gradient_search import (READINGS, FirstOrder, _standard_errors, descend, exchanges,
+from fairness_repair.pruning.gradient_search import (HIGHEST_PRICE, PRICED, READINGS, FirstOrder, _standard_errors, descend, exchanges,
                                                      fit_residuals, flips, gradient_search, shrink_prices,
                                                      with_gradients)
 from fairness_repair.pruning.head_gating import gating_search
 from fairness_repair.pruning.replay import NoisyGradients, TableEvaluator, replay_search
 from fairness_repair.pruning.search_methods import GRADIENT_METHODS, SEARCH_METHODS, propose
-from fairness_repair.states import SearchSpace, all_states
+from fairness_repair.states import SearchSpace, all_states, state_from_hex
 from fairness_repair.store import Store
 from fairness_repair.toy_models.exact_table import load_exact_table
 
@@ -218,3 +218,18 @@ def test_perplexity_is_read_before_a_state_is_measured(lm, small):
     assert len(evaluator.store.states(evaluator.record_of(evaluator.price_text))) == 17
     two = np.eye(16, dtype=bool)[:2]
     assert evaluator.perplexities(two) == pytest.approx(evaluator(two)["perplexity"])
+
+
+def test_only_promising_heads_are_priced(small):
+    "With few heads to drop, four times as many get a price, the most promising ones; the others cannot be chosen."
+    evaluator = Evaluator(small.lm, small.toxicity, small.text, price_text=small.text.part(100), store=Store(":memory:"))
+    objective, two = Objective(evaluator, free=np.ones(16), limit=1.2, disparity="squared"), SearchSpace(16, 1, 2)
+    found = gradient_search(objective, two, budget=12, rounds=1)
+    read = evaluator.store.states(evaluator.record_of(evaluator.price_text))
+    priced = np.stack([state_from_hex(state, 16) for state in read]).any(0)
+    assert priced.sum() == 2*PRICED
+    assert not (found & ~priced).any() and found.any()
+    effect = FirstOrder(objective, [evaluator.head_effects(np.zeros(16, bool))], None).bias(np.eye(16, dtype=bool))
+    assert effect[priced].max() <= effect[~priced].min()
+    some = evaluator.head_prices([5, 2])
+    assert (some == HIGHEST_PRICE).sum() == 14 and (some == evaluator.head_prices([2, 5])).all()
