@@ -89,7 +89,7 @@ def repair(
     method:str="gradient", # or AP, AP first order, active, SA, genetic, random, gating, FASP, FASP gradient
     epsilon:float=.5,      # weight of fairness against fluency, from 0 to 1
     budget:int=-1,         # number of states to measure; left out: the model's default
-    rounds:int=-1,         # of gradient, active and active MLP; left out: the method's default
+    rounds:int=-1,         # of gradient, active and active MLP; left out: the default (gradient on a real model: 2)
     search_states:int=-1,  # states whose cost AP predicts; left out: 128,000
     seed:int=0,            # of the search
     dtype:str="",          # float32, bfloat16 or float16; left out: the model's default
