@@ -162,12 +162,13 @@ def list_limits(
 def _describe_search(job) -> dict: # name -> text
     "Describe how the heads were chosen."
     s = job.settings
-    size = f"{s.budget} states, seed {job.seed}"
+    options = "".join(f"{value:,} {name.replace('_', ' ')}, " for name, value in job.options.items())
+    size = f"at most {s.budget} states, {options}seed {job.seed}"
     if job.method.startswith("FASP"): size = f"{s.n_candidates} candidates verified"
     return {"heads chosen by": f"{job.method}, {size}",
             "cost": f"{s.epsilon:g} x bias + {1 - s.epsilon:g} x perplexity, relative to the original; "
                     f"perplexity up to x {s.max_perplexity_ratio:g}",
-            "protected heads": f"{100*s.protected_share:.0f} %, those that fluency needs most"}
+            "protected heads": f"the {s.protected_share:.0%} that fluency needs most" if s.protected_share else "none"}
 
 def _describe_pairs(result, others) -> dict: # name -> text
     "Describe how a preference was measured."

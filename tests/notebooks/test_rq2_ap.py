@@ -113,7 +113,10 @@ def test_folder_with_random_gpt2_runs_like_gpt2(tmp_path):
     mine = ("model", tmp_path/"my-gpt2", "prompts", tmp_path/"mine.csv", "text", tmp_path/"mine.txt", "budget", 20)
     code, _, stderr = run(tmp_path, "rq2_ap", *mine, "scorer", scorer)
     assert code == 0, stderr[-3000:]
+    first = table(tmp_path, "rq2_ap-my-gpt2")
     assert {"original", "AP", "FASP"} <= set(methods(tmp_path, "rq2_ap-my-gpt2"))
     code, printed, stderr = run(tmp_path, "rq2_ap", *mine, "scorer", "words:nowhere")
     assert code == 0, stderr[-3000:]
     assert "nothing to repair" in printed, "no group is ever toxic: a bias of exactly 0"
+    assert table(tmp_path, "rq2_ap-my-gpt2") == first, "other parameters do not overwrite a table"
+    assert table(tmp_path, "rq2_ap-my-gpt2-scorer-words-nowhere")
