@@ -15,7 +15,7 @@ from .job import Job
 from .result import RepairResult
 from .verdict import format_number
 from ..core import one_line
-from ..pruning.experiment import PAIR_SIZES, PRESETS, ExperimentConfig
+from ..pruning.experiment import PAIR_SIZES, PRESETS, ExperimentConfig, repair_sizes
 
 # %% ../../nbs/app/13_explanations.ipynb #x007
 def explain_words(
@@ -101,6 +101,7 @@ def repeat_command(
 ) -> str: # for a shell
     "Write the command that repeats a repair."
     usual = asdict(PRESETS.get(job.model, ExperimentConfig())) | (PAIR_SIZES if job.settings.measure else {})
+    usual |= repair_sizes(job.model, job.method, job.settings.measure)
     given = {name: value for name, value in asdict(job.settings).items() if name in _OPTIONS and value != usual[name]}
     given = {name: given[name] for name in _OPTIONS if name in given}
     if job.method != "gradient": given["method"] = job.method

@@ -142,7 +142,7 @@ def check_job(
     check_value("seed", seed, int, low=0)
     check_value("save_candidate", save_candidate, bool)
     options = _check_method_options(method, {name: changes.pop(name, -1) for name in METHOD_OPTIONS})
-    usual = repair_sizes(str(model), method)
+    usual = repair_sizes(str(model), method, changes.get("measure", ""))
     if method == "gradient" and usual: options.setdefault("rounds", ROUNDS)
     settings = make_config(str(model), **usual | {k: v for k, v in changes.items() if v not in ("", -1)}, seeds=1)
     if settings.dtype not in DTYPES: raise InputError(unknown_name_message("dtype", settings.dtype, DTYPES))
