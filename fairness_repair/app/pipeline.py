@@ -103,7 +103,7 @@ def repair(
                     search_states=search_states, seed=seed, dtype=dtype, save_candidate=save_candidate,
                     ablation=ablation)
     with claim_folder(job), stop_at_once(), Store(job.out/"measured.sqlite") as store:
-        store.read_also_from(paths.results/f"repair-{slug(job.model)}.sqlite") # recorded in a checkout
+        store.read_also_from(paths.data/"results"/f"repair-{slug(job.model)}.sqlite") # recorded repairs
         lm = load(job.model, dtype=job.settings.dtype)
         if job.ablation == "mean": lm = with_mean_ablation(lm, load_text(job.settings.text, "search"))
         _try_saving(job, lm)

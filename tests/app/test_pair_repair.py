@@ -2,6 +2,8 @@
 import json, re
 import numpy as np, pytest
 
+import needs
+from fairness_repair.app import repair
 from fairness_repair.app.command_line import main
 from fairness_repair.app.job import check_job
 from fairness_repair.app.result import describe_settings, list_limits
@@ -50,3 +52,16 @@ def test_groups_without_the_usual_name_are_all_used(tmp_path):
     source = write(tmp_path, "more,less,group", *rows)
     job = check_job("tiny", tmp_path/"out", measure=source)
     assert job.settings.axis == "all" and job.settings.bias_name == "mine.csv all"
+
+
+@needs.data
+@needs.smollm2
+@pytest.mark.parametrize("measure, errors", [("winobias", 5), ("", 2)])
+def test_a_recorded_repair_of_a_real_model_is_read_again(tmp_path, measure, errors):
+    "Bias falls by half or more and by several standard errors, at 1.15 of the perplexity or less."
+    result = repair("smollm2-135m", tmp_path/"out", measure=measure, progress=False)
+    assert result.status == "repaired" and result.record["measured"] == 0
+    bias, perplexity = result.table.iloc[0], result.table.iloc[-1]
+    assert bias["changed"] < bias["original"]/2 and perplexity["changed"] < 1.15*perplexity["original"]
+    half = (bias["change_ci_high"] - bias["change_ci_low"])/2
+    assert bias["change"] + errors*half/2.1 < 0
