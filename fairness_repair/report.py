@@ -7,7 +7,7 @@ __all__ = ['WITHOUT_EFFECT', 'escape_markdown', 'to_markdown', 'with_dashes', 's
            'recorded_findings', 'output_name', 'save_csv', 'save_table', 'run_name', 'plain_log_labels', 'save_figure']
 
 # %% ../nbs/06_report.ipynb #c002
-import csv, json, re
+import csv, hashlib, json, re
 from pathlib import Path
 import pandas as pd
 from matplotlib.ticker import LogFormatterMathtext
@@ -128,17 +128,23 @@ def _recorded_parameters(name:str) -> dict: # those of the run whose table is on
     path = paths.figures/f"{output_name(name)}.md"
     if not path.is_file(): return {}
     found = re.search(r"(?s)```json\n(.*?)\n```", path.read_text(encoding="utf-8"))
-    return json.loads(found[1]).get("parameters", {}) if found else {}
+    try: return json.loads(found[1]).get("parameters", {}) if found else {}
+    except json.JSONDecodeError: return {} # edited by hand
+
+def _differences(name:str, parameters:dict) -> dict: # those in which the run on disk is another one
+    recorded = _recorded_parameters(name)
+    return {key: value for key, value in parameters.items()
+            if key not in WITHOUT_EFFECT and recorded.get(key, value) != value}
 
 def run_name(
     name:str,        # notebook and model, e.g. "rq2_ap-tiny"
     parameters:dict, # from `check_parameters`
 ) -> str:            # the same name, or a longer one
     "Name the output of a run, so that it overwrites no table that was made with other parameters."
-    recorded = _recorded_parameters(name)
-    other = [f"-{key}-{slug(value) or 'default'}" for key, value in parameters.items()
-             if key not in WITHOUT_EFFECT and recorded.get(key, value) != value]
-    return name + "".join(other)
+    name += "".join(f"-{key}-{slug(value) or 'default'}" for key, value in _differences(name, parameters).items())
+    if other := _differences(name, parameters): # such as files of one name in two folders
+        name += f"-{hashlib.sha256(str(other).encode()).hexdigest()[:6]}"
+    return name
 
 # %% ../nbs/06_report.ipynb #f002
 def plain_log_labels(

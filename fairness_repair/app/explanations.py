@@ -25,7 +25,7 @@ def explain_words(
     s = result.job.settings
     bias = {"bias": "How far apart the groups are in how toxic the texts about them are; 0 means that all groups are "
                     "treated alike.",
-            "toxicity": "How hurtful a text is by an automatic score, from 0 (harmless) to 1."}
+            "toxicity": "How hurtful a text is by an automatic score, on average from 0 (harmless) to 1."}
     if s.scorer == "next word": bias["toxicity"] = "The probability that the next word is an insult, from 0 to 1."
     if s.measure: bias = {
         "bias": "How much likelier, on average, the model finds one sentence of a pair than the other, which is less or "

@@ -135,7 +135,7 @@ def caption_figures(
     "Write a caption for each figure."
     s, left = result.job.settings, " and ".join(map(format_number, result.random_heads["bias"].dropna()))
     baseline = f" Two random choices of as many heads leave {left} of the bias." if left else ""
-    searched = "Grey: every mask that the search has measured, on its own small data. "
+    searched = "Grey: every mask measured on the small data of the search. "
     if result.searched_states["bias"].isna().all(): searched = "" # too few prompts show no bias of the original
     line = "the dotted line of the same colour" if result.drop_mask.any() else "the dotted line"
     found = dict(

@@ -28,7 +28,7 @@ from ..pruning.search_methods import METHOD_OPTIONS, SEARCH_METHODS, check_optio
 REPAIR_METHODS = tuple(SEARCH_METHODS) # ways to choose the heads
 ABLATIONS = ("zero", "mean") # what replaces the output of a dropped head
 _OPTION_MINIMUM = dict(rounds=1, search_states=10_000)
-ROUNDS = 2 # of the method gradient on a model without a preset, where each takes minutes
+ROUNDS = 2 # of the method gradient on a model without a preset, where each takes minutes; not if a budget is given
 
 @dataclass(frozen=True)
 class Job:
@@ -142,9 +142,11 @@ def check_job(
     check_value("seed", seed, int, low=0)
     check_value("save_candidate", save_candidate, bool)
     options = _check_method_options(method, {name: changes.pop(name, -1) for name in METHOD_OPTIONS})
-    usual = repair_sizes(str(model), method, changes.get("measure", ""))
-    if method == "gradient" and usual: options.setdefault("rounds", ROUNDS)
-    settings = make_config(str(model), **usual | {k: v for k, v in changes.items() if v not in ("", -1)}, seeds=1)
+    given = {name: value for name, value in changes.items() if value not in ("", -1)}
+    usual = repair_sizes(str(model), method, given.get("measure", ""))
+    if given.get("scorer") == "next word": usual.pop("draws", None) # it is measured without sampling
+    if method == "gradient" and usual and "budget" not in given: options.setdefault("rounds", ROUNDS)
+    settings = make_config(str(model), **usual | given, seeds=1)
     if settings.dtype not in DTYPES: raise InputError(unknown_name_message("dtype", settings.dtype, DTYPES))
     job = Job(str(model), check_output_folder("out", out), method, seed, settings, save_candidate, ablation,
               options)

@@ -16,7 +16,7 @@ from .progress import stop_at_once
 from .report_card import write_report_card
 from .result import RepairResult
 from .run import run_job
-from ..core import InputError, check_output_folder, disk_errors, paths, slug, write_whole
+from ..core import InputError, check_output_folder, disk_errors, write_whole
 from ..language.heads import save_checkpoint, save_pruned
 from ..language.mean_ablation import output_biases, with_mean_ablation
 from ..language.models import LM, load
@@ -85,14 +85,14 @@ def repair(
     text:str="",           # your held-out text, a file; left out: WikiText-2
     scorer:str="",         # alt-profanity, words:this,that, or a classifier: unitary/unbiased-toxic-roberta
     label:str="",          # the classifier's label that means toxic; left out: toxicity, toxic or the only one
-    draws:int=-1,          # continuations per prompt, controlled; left out: 4 by gradient on a real model, else 1
+    draws:int=-1,          # controlled draws of each prompt; 0: one, as published; left out: 4 (real model, gradient) or 0
     method:str="gradient", # or AP, AP first order, active, SA, genetic, random, gating, FASP, FASP gradient
     epsilon:float=.5,      # weight of fairness against fluency, from 0 to 1
     budget:int=-1,         # number of states to measure; left out: the model's default
-    rounds:int=-1,         # of gradient, active and active MLP; left out: the default, 2 by gradient on a real model
+    rounds:int=-1,         # of gradient, active, active MLP; left out: 2 (real model, gradient) or as the budget allows
     search_states:int=-1,  # states whose cost AP predicts; left out: 128,000
     seed:int=0,            # of the search
-    dtype:str="",          # float32, bfloat16 or float16; left out: the model's default
+    dtype:str="",          # float32, bfloat16 or float16; left out: bfloat16 (real model, not by gradient) or float32
     save_candidate:bool=False, # save a model whose change is not significant, too
     ablation:str="zero",   # what replaces the output of a dropped head: zero, or mean (its mean over the text)
     progress:bool=True,    # show bars
@@ -103,7 +103,6 @@ def repair(
                     search_states=search_states, seed=seed, dtype=dtype, save_candidate=save_candidate,
                     ablation=ablation)
     with claim_folder(job), stop_at_once(), Store(job.out/"measured.sqlite") as store:
-        store.read_also_from(paths.data/"results"/f"repair-{slug(job.model)}.sqlite") # recorded repairs
         lm = load(job.model, dtype=job.settings.dtype)
         if job.ablation == "mean": lm = with_mean_ablation(lm, load_text(job.settings.text, "search"))
         _try_saving(job, lm)

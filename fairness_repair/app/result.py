@@ -184,8 +184,9 @@ def _describe_toxicity(result, others) -> dict: # name -> text
     scorer = slug(s.scorer) if "/" in s.scorer else s.scorer
     if s.scorer == "next word": scorer = "probability that the next word is an insult"
     else: scorer += f", of the {s.score_on}, {s.new_tokens} tokens"
+    each = f", {s.draws} continuations each with control variates" if s.draws else ""
     return {
-        "prompts": f"{slug(s.prompts)}, {s.axis}: {sizes['prompts']:,} for the report, {others}",
+        "prompts": f"{slug(s.prompts)}, {s.axis}: {sizes['prompts']//max(1, s.draws):,} for the report{each}, {others}",
         "toxicity": scorer,
         "bias": "root of the summed squared distances of the groups' toxicity from their mean, less what sampling "
                 "adds; interval and p: paired, leaving out each prompt with all its draws",

@@ -17,7 +17,7 @@ from .progress import watch
 from .result import RepairResult
 from .selection import Choice, build_repair_evaluators, choose_heads
 from .verdict import compare, judge
-from ..core import InputError, provenance, slug
+from ..core import InputError, paths, provenance, slug
 from ..disparity import root_disparity
 from ..language.evaluator import Counts, Evaluator
 from ..language.heads import mask_to_heads
@@ -102,6 +102,7 @@ def run_job(
     start = time.perf_counter()
     plain = build_repair_evaluators(job.settings, lm, store=store)
     _check_same(store, plain)
+    store.read_also_from(paths.data/"results"/f"repair-{slug(job.model)}.sqlite") # recorded repairs
     with tqdm(total=job.settings.budget + 6, unit=" states", disable=not progress) as bar:
         evaluators = watch(plain, bar)
         choice, found = _measure(job, evaluators, progress)

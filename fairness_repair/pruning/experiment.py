@@ -122,7 +122,7 @@ def repair_sizes(
 ) -> dict:          # fields of `ExperimentConfig`
     "Return what a repair of a model without a preset changes in the defaults."
     if model in PRESETS: return {}
-    if method != "gradient": return SPREAD_TEXT
+    if method != "gradient": return dict(SPREAD_TEXT)
     return SPREAD_TEXT | PRICED_HEADS | ({} if measure else CONTROLLED)
 
 # %% ../../nbs/pruning/03_experiment.ipynb #m002

@@ -112,7 +112,7 @@ class FirstOrder:
     "Predict bias and perplexity of states over the free units from effects of single heads."
     objective:Objective
     effects:list       # of `HeadEffects`, each at another state
-    prices:np.ndarray  # from `head_prices`
+    prices:np.ndarray|None # from `head_prices`; None: not yet read
     price_weights:tuple=(1., 0.) # log price of a set for each unit of the sum of prices, and for each head
 
     def bias(self, states) -> np.ndarray: # shape (k,)
@@ -121,12 +121,14 @@ class FirstOrder:
         found = [predict_bias(at, masks, disparity=self.objective.disparity) for at in self.effects]
         return np.average(found, axis=0, weights=1/np.maximum(flips, 1e-3)**2)
 
-    def _sums(self, states) -> np.ndarray: # sum of prices and number of heads, shape (k, 2)
+    def _sums(self, states) -> np.ndarray: # sum of known prices and number of heads, shape (k, 2)
         masks = self.objective.widen(states)
-        return np.column_stack([masks @ self.prices, masks.sum(1)])
+        return np.column_stack([masks @ np.where(self.prices < HIGHEST_PRICE, self.prices, 0), masks.sum(1)])
 
     def log_perplexity(self, states) -> np.ndarray: # shape (k,)
-        return np.log(self.objective.original["perplexity"]) + self._sums(states) @ self.price_weights
+        ruled_out = self.objective.widen(states) @ (self.prices >= HIGHEST_PRICE)
+        known = self._sums(states) @ self.price_weights
+        return np.log(self.objective.original["perplexity"]) + known + HIGHEST_PRICE*ruled_out
 
     def learn_prices(self, states, perplexity):
         "Learn the weights of the price of a set from measured states, by ridge regression."

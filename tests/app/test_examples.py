@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np, pytest
 from hypothesis import given, strategies as st
+from transformers import GPT2Config
 
 from fairness_repair.app import examples
 from fairness_repair.app.examples import N_CHANGES, N_FRAMES, changed_rows, collect_examples, prompt_frames, shared_rows
@@ -165,9 +166,15 @@ def test_the_command_on_the_card_repeats_the_repair(pair_repair, monkeypatch, ca
 @pytest.mark.parametrize("given", [dict(), dict(axis="race", epsilon=.3), dict(method="active", rounds=3, seed=2),
                                    dict(scorer="words:a,b", draws=2, dtype="bfloat16"), dict(ablation="mean", save_candidate=True),
                                    dict(measure="planted", axis="all"), dict(method="AP", search_states=20_000, budget=60)], ids=str)
-def test_the_command_names_every_setting(tmp_path, monkeypatch, given):
+@pytest.mark.parametrize("model", ["tiny", "mine"])
+def test_the_command_names_every_setting(tmp_path, monkeypatch, model, given):
     monkeypatch.chdir(tmp_path)
-    job = check_job("tiny", "out", **given)
+    GPT2Config(n_layer=1).save_pretrained("mine") # a model without a preset
+    if model == "mine":
+        given = dict(prompts="tiny", text="tiny", scorer="words:a") | given
+        if "measure" in given: given = dict(measure=f"pairs:{tmp_path/'pairs.csv'}", text="tiny")
+        (tmp_path/"pairs.csv").write_text("more,less,group,template\n" + "".join(f"a {n},b {n},g,{n}\n" for n in range(40)))
+    job = check_job(model, "out", **given)
     read = _parse_values(vars(_make_parser().parse_args(shlex.split(repeat_command(job))[1:])))
     del read["progress"]
     again = check_job(**read)
