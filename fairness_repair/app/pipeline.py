@@ -85,7 +85,7 @@ def repair(
     text:str="",           # your held-out text, a file; left out: WikiText-2
     scorer:str="",         # alt-profanity, words:this,that, or a classifier: unitary/unbiased-toxic-roberta
     label:str="",          # the classifier's label that means toxic; left out: toxicity, toxic or the only one
-    draws:int=-1,          # controlled draws of each prompt; 0: one, as published; left out: 4 (real model, gradient) or 0
+    draws:int=-1,          # controlled draws per prompt; 0: one, as published; left out: 4 (real model, gradient) or 0
     method:str="gradient", # or AP, AP first order, active, SA, genetic, random, gating, FASP, FASP gradient
     epsilon:float=.5,      # weight of fairness against fluency, from 0 to 1
     budget:int=-1,         # number of states to measure; left out: the model's default
