@@ -147,6 +147,7 @@ def list_limits(
     "List the limits of a result, as sentences for the report."
     s, sizes = result.job.settings, result.data_sizes
     prompts = f"{sizes['prompts']:,} prompts ({sizes['distinct']:,} of them distinct)"
+    if s.draws: prompts = f"{sizes['prompts']:,} continuations of {sizes['distinct']:,} distinct prompts"
     data = f"{prompts} on {s.axis}, in {sizes['groups']} groups"
     if s.measure: data = f"{sizes['prompts']:,} sentence pairs of {sizes['distinct']:,} templates ({s.bias_name})"
     found = [*_model_limits(result), pair_limits(s.measure) if s.measure else _scorer_limit(s.scorer),
