@@ -21,7 +21,7 @@ from ..language.sentence_pairs import load_pairs
 from ..language.texts import load_text
 from ..language.toxicity import load_scorer
 
-from ..pruning.experiment import PRESETS, ExperimentConfig, make_config, repair_sizes
+from ..pruning.experiment import ExperimentConfig, make_config, repair_sizes
 from ..pruning.search_methods import METHOD_OPTIONS, SEARCH_METHODS, check_options
 
 # %% ../../nbs/app/00_job.ipynb #c006
