@@ -76,5 +76,5 @@ def test_links_lead_somewhere_in_a_checkout(page):
 def test_python_imports_what_exists(page):
     for block in re.findall(r"(?s)```python\n(.*?)```", page.read_text(encoding="utf-8")):
         for node in ast.walk(ast.parse(block)):
-            if not isinstance(node, ast.ImportFrom) or node.module.startswith("lm_eval"): continue # not a dependency
+            if not isinstance(node, ast.ImportFrom) or node.module.startswith("lm_eval"): continue
             exec(f"from {node.module} import {', '.join(a.name for a in node.names)}", {})
