@@ -173,7 +173,8 @@ def test_the_command_names_every_setting(tmp_path, monkeypatch, model, given):
     if model == "mine":
         given = dict(prompts="tiny", text="tiny", scorer="words:a") | given
         if "measure" in given: given = dict(measure=f"pairs:{tmp_path/'pairs.csv'}", text="tiny")
-        (tmp_path/"pairs.csv").write_text("more,less,group,template\n" + "".join(f"a {n},b {n},g,{n}\n" for n in range(40)))
+        rows = ["more,less,group,template", *(f"a {n},b {n},g,{n}" for n in range(40))]
+        (tmp_path/"pairs.csv").write_text("\n".join(rows))
     job = check_job(model, "out", **given)
     read = _parse_values(vars(_make_parser().parse_args(shlex.split(repeat_command(job))[1:])))
     del read["progress"]

@@ -9,9 +9,9 @@ from fairness_repair.language.prompts import load_prompts
 from fairness_repair.language.toxicity import load_scorer
 from fairness_repair.pruning.attention_pruning import Objective, relative_cost
 from fairness_repair.pruning.experiment import build_evaluator, make_config
-from fairness_repair.pruning.gradient_search import (HIGHEST_PRICE, PRICED, READINGS, FirstOrder, _standard_errors, descend, exchanges,
-                                                     fit_residuals, flips, gradient_search, shrink_prices,
-                                                     with_gradients)
+from fairness_repair.pruning.gradient_search import (HIGHEST_PRICE, PRICED, READINGS, FirstOrder,
+                                                     _standard_errors, descend, exchanges, fit_residuals,
+                                                     flips, gradient_search, shrink_prices, with_gradients)
 from fairness_repair.pruning.head_gating import gating_search
 from fairness_repair.pruning.replay import NoisyGradients, TableEvaluator, replay_search
 from fairness_repair.pruning.search_methods import GRADIENT_METHODS, SEARCH_METHODS, propose
@@ -222,7 +222,8 @@ def test_perplexity_is_read_before_a_state_is_measured(lm, small):
 
 def test_only_promising_heads_are_priced(small):
     "With few heads to drop, four times as many get a price, the most promising ones; the others cannot be chosen."
-    evaluator = Evaluator(small.lm, small.toxicity, small.text, price_text=small.text.part(100), store=Store(":memory:"))
+    evaluator = Evaluator(small.lm, small.toxicity, small.text, price_text=small.text.part(100),
+                          store=Store(":memory:"))
     objective, two = Objective(evaluator, free=np.ones(16), limit=1.2, disparity="squared"), SearchSpace(16, 1, 2)
     found = gradient_search(objective, two, budget=12, rounds=1)
     read = evaluator.store.states(evaluator.record_of(evaluator.price_text))
