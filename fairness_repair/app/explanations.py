@@ -11,7 +11,7 @@ import shlex
 from dataclasses import asdict
 import pandas as pd
 
-from .job import Job
+from .job import ROUNDED, Job
 from .result import RepairResult
 from .verdict import format_number
 from ..core import one_line
@@ -101,13 +101,14 @@ def repeat_command(
 ) -> str: # for a shell
     "Write the command that repeats a repair."
     usual = asdict(PRESETS.get(job.model, ExperimentConfig())) | (PAIR_SIZES if job.settings.measure else {})
-    usual |= repair_sizes(job.model, job.method, job.settings.measure)
+    usual |= repair_sizes(job.model, job.method, job.settings.measure) | (ROUNDED if job.quantize else {})
     given = {name: value for name, value in asdict(job.settings).items() if name in _OPTIONS and value != usual[name]}
     given = {name: given[name] for name in _OPTIONS if name in given}
     if job.method != "gradient": given["method"] = job.method
     given |= job.options
     if job.seed: given["seed"] = job.seed
     if job.ablation != "zero": given["ablation"] = job.ablation
+    if job.quantize: given["quantize"] = job.quantize
     words = ["repair", job.model, "--out", job.out.name]
     for name, value in given.items(): words += [f"--{name.replace('_', '-')}", str(value)]
     return one_line(shlex.join(words + ["--save-candidate"]*job.save_candidate))

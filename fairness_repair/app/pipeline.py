@@ -20,6 +20,7 @@ from ..core import InputError, check_output_folder, disk_errors, write_whole
 from ..language.heads import save_checkpoint, save_pruned
 from ..language.mean_ablation import output_biases, with_mean_ablation
 from ..language.models import LM, load
+from ..language.shards import copy_pruned, find_checkpoint
 from ..language.texts import load_text
 from ..store import Store
 
@@ -30,7 +31,11 @@ def _try_saving(
     job:Job,
     lm:LM,
 ):
-    "Refuse a model that could not be saved, before anything is measured."
+    "Refuse a model that could not be saved, before anything is measured; return its `Checkpoint` if that is copied."
+    if not lm.is_in_memory:
+        checkpoint = find_checkpoint(job.model)
+        check_output_folder("out", job.out, needed=checkpoint.n_bytes)
+        return checkpoint
     check_output_folder("out", job.out, needed=_weight_bytes(lm))
     folder = job.out/".trial"
     try:
@@ -62,15 +67,18 @@ def _result_is_written(
 def _save_result(
     result:RepairResult,
     lm:LM, # the original
+    checkpoint=None, # from `find_checkpoint`, to be copied file by file; None: the model is saved from memory
 ):
     "Save the record first, then figures, checkpoint with model card, and report card."
     table = result.table.rename(columns=dict(changed=result.label))
     record = result.record | dict(table=json.loads(table.to_json(orient="records")))
     write_whole(result.job.out/"result.json", json.dumps(record, indent=1) + "\n")
-    with _result_is_written(result, needed=_weight_bytes(lm)):
+    with _result_is_written(result, needed=checkpoint.n_bytes if checkpoint else _weight_bytes(lm)):
         figures = save_figures(result, result.job.out/"figures")
         if result.saved:
-            with output_biases(lm): save_pruned(lm, result.drop_mask, result.checkpoint)
+            if checkpoint: copy_pruned(checkpoint, result.drop_mask, result.checkpoint)
+            else:
+                with output_biases(lm): save_pruned(lm, result.drop_mask, result.checkpoint)
             write_model_card(result, figures)
         write_report_card(result, figures)
 
@@ -95,17 +103,19 @@ def repair(
     dtype:str="",          # float32, bfloat16 or float16; left out: bfloat16 (real model, not by gradient) or float32
     save_candidate:bool=False, # save a model whose change is not significant, too
     ablation:str="zero",   # what replaces the output of a dropped head: zero, or mean (its mean over the text)
+    quantize:str="",       # measure with weights rounded to 8bit or 4bit (bitsandbytes); they are saved unrounded
+    device:str="",         # cpu, cuda:1, ...; auto spreads a large model over all devices; left out: a GPU if there is one
     progress:bool=True,    # show bars
 ) -> RepairResult:         # its `checkpoint` is the folder of the saved model, or None
     "Make a language model fairer by dropping attention heads, and report how certain the change is."
     job = check_job(model, out, axis=axis, prompts=prompts, measure=measure, text=text, scorer=scorer,
                     label=label, draws=draws, method=method, epsilon=epsilon, budget=budget, rounds=rounds,
                     search_states=search_states, seed=seed, dtype=dtype, save_candidate=save_candidate,
-                    ablation=ablation)
+                    ablation=ablation, quantize=quantize, device=device)
     with claim_folder(job), stop_at_once(), Store(job.out/"measured.sqlite") as store:
-        lm = load(job.model, dtype=job.settings.dtype)
+        lm = load(job.model, dtype=job.settings.dtype, device=job.device or None, quantize=job.quantize)
         if job.ablation == "mean": lm = with_mean_ablation(lm, load_text(job.settings.text, "search"))
-        _try_saving(job, lm)
+        checkpoint = _try_saving(job, lm)
         result = run_job(job, lm, store, progress=progress)
-        _save_result(result, lm)
+        _save_result(result, lm, checkpoint)
     return result

@@ -203,6 +203,8 @@ def describe_settings(
     others = "others for search and selection" if searched else "others to decide whether to search"
     means = f"keep their mean output over the part of {slug(s.text)} that is for search (mean ablation)"
     ablation = {"dropped heads": means} if result.job.ablation == "mean" else {}
+    if result.job.quantize:
+        ablation["weights"] = f"{result.job.quantize} while measuring (bitsandbytes); those of the checkpoint when saved"
     measure = _describe_pairs if s.measure else _describe_toxicity
     return {"model": result.model} | search | ablation | measure(result, others) | {
         "perplexity": f"{slug(s.text)}, {tokens:,} tokens for the report",

@@ -38,7 +38,10 @@ class OutputProjection:
         return isinstance(self.module, Conv1D)
 
     def weight_by_head(self) -> torch.Tensor: # a view of the weight, shape (n_heads, head_dim, outputs)
-        "Split the weight into the parts that read each head."
+        "Split the weight into the parts that read each head; refuse a weight that is rounded to fewer bits."
+        if not self.module.weight.is_floating_point():
+            raise InputError(f"{self.name}: its weight is rounded to fewer bits, so it cannot be changed. "
+                             "Load the model in full precision.")
         weight = self.module.weight if self.transposed else self.module.weight.T
         return weight.unflatten(0, (self.n_heads, self.head_dim))
 
@@ -169,7 +172,7 @@ def layer_projection(
         raise InputError(f"layer {layer}: {type(attention).__name__} has {len(projections)} output "
                          f"projections{which}, but exactly one is needed")
     (name, module), = projections.items()
-    width = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
+    width = module.weight.shape[0] if isinstance(module, Conv1D) else module.in_features
     shape = head_shape(attention, width, config, layer)
     return OutputProjection(layer, f"{where}.{layer}.{name}", module, *shape, start)
 

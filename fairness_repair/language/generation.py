@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['SMALL_MODEL', 'prompt_seed', 'splitmix64', 'gumbel_noise', 'kept_tokens', 'sample_token', 'length_batches',
-           'LeftPadded', 'pad_left', 'is_latency_bound', 'parallel_map', 'forward_accepts', 'row_bytes', 'free_memory',
-           'max_rows', 'split_on_oom', 'map_batches', 'pad_prompts', 'make_cache', 'read_batch', 'continue_batch',
-           'distinct_rows', 'Sampler', 'make_sampler', 'sample_continuations', 'generate', 'ForwardPass',
-           'generation_passes']
+           'LeftPadded', 'pad_left', 'is_latency_bound', 'parallel_map', 'forward_accepts', 'row_bytes', 'max_rows',
+           'split_on_oom', 'map_batches', 'pad_prompts', 'make_cache', 'read_batch', 'continue_batch', 'distinct_rows',
+           'Sampler', 'make_sampler', 'sample_continuations', 'generate', 'ForwardPass', 'generation_passes']
 
 # %% ../../nbs/language/08_generation.ipynb #c002
 import hashlib, inspect
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, NamedTuple
-import numpy as np, psutil, torch, transformers
+import numpy as np, torch, transformers
 from fastcore.meta import delegates
 
 from ..core import InputError, one_thread
 from .attention import NO_CACHE_FAMILIES, UNPADDED_FAMILIES, of_layer
+from .large_models import free_memory
 from .models import LM
 from .overflow import not_finite_error
 from .tokenization import check_length, check_texts, decode_continuations, first_position
@@ -164,14 +164,6 @@ def row_bytes(
     return itemsize*length*(cached + layer) + n_scored*text.vocab_size*(2*itemsize + 8)
 
 # %% ../../nbs/language/08_generation.ipynb #c026
-def free_memory(
-    device:torch.device,
-) -> int: # bytes
-    "Return the free memory of a device, including memory that torch reserves for reuse."
-    if device.type != "cuda": return psutil.virtual_memory().available
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + held
-
 def max_rows(
     lm:LM,
     length:int, # tokens of the longest row

@@ -49,7 +49,8 @@ def weights_frozen(
     for p in learning: p.requires_grad_(False)
     try: yield model
     finally:
-        for p in learning: p.requires_grad_(True)
+        for p in learning:
+            if not p.is_inference(): p.requires_grad_(True) # weights on the disk were read in inference mode
 
 # %% ../../nbs/language/18_head_gradients.ipynb #c008b
 def as_gates(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['head_pairs', 'heads_to_mask', 'mask_to_heads', 'values_by_layer', 'check_mask', 'replace_slices', 'temporary_hooks',
-           'masks_of', 'means_of', 'heads_dropped', 'add_to_bias', 'prune', 'save_checkpoint', 'save_pruned']
+           'masks_of', 'means_of', 'heads_dropped', 'add_to_bias', 'prune', 'save_checkpoint', 'write_state',
+           'save_pruned']
 
 # %% ../../nbs/language/02_heads.ipynb #c002
 import json
@@ -87,7 +88,8 @@ def replace_slices(
     means=None,         # of this layer's heads, (n_heads, head_dim); None: zeros
 ):                      # a forward pre-hook
     "Make a hook that writes zeros or means into the slices of the dropped heads."
-    device = projection.module.weight.device
+    weight = projection.module.weight # it holds no numbers while its layer lies on the disk
+    device = "cpu" if weight.is_meta else weight.device
     drop = torch.as_tensor(dropped, device=device)
     if means is not None: means = torch.as_tensor(means, device=device)
     def hook(module, args):
@@ -95,7 +97,7 @@ def replace_slices(
         if drop.ndim == 2 and len(drop) != len(x):
             raise InputError(f"{len(drop)} drop masks for a batch of {len(x)} rows: "
                              "give one mask, or one per row")
-        mask = drop if drop.ndim == 1 else drop.view(len(drop), *[1]*(x.ndim - 3), projection.n_heads)
+        mask = drop.to(x.device) if drop.ndim == 1 else drop.to(x.device).view(len(drop), *[1]*(x.ndim - 3), -1)
         found = x.masked_fill(mask[..., None], 0) if means is None else torch.where(mask[..., None], means.to(x), x)
         return found.flatten(-2), *args[1:]
     return hook
@@ -180,6 +182,20 @@ def save_checkpoint(
     lm.tokenizer.save_pretrained(folder)
 
 # %% ../../nbs/language/02_heads.ipynb #c048
+def write_state(
+    name:str,   # of the model
+    model:nn.Module, # a Hugging Face causal LM
+    drop_mask,  # True = dropped, (n,) or (n_layers, n_heads)
+    folder,
+    **more,     # added to the record
+):
+    "Write `state.json`, which lists the dropped heads of a saved model."
+    n_layers = model.config.get_text_config().num_hidden_layers
+    n_heads = heads_per_layer(attention_output_projections(model), n_layers)
+    heads = mask_to_heads(np.ravel(drop_mask), n_layers, n_heads)
+    record = dict(model=name, n_layers=n_layers, n_heads=n_heads, dropped=heads) | more
+    (Path(folder)/"state.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+
 def save_pruned(
     lm:LM,      # unchanged afterwards
     drop_mask,  # True = dropped, (n,) or (n_layers, n_heads)
@@ -196,8 +212,5 @@ def save_pruned(
     finally:
         with torch.no_grad():
             for x, values in zip(parameters, before): x.copy_(values)
-    heads = mask_to_heads(np.ravel(drop_mask), lm.n_layers, lm.n_heads)
-    record = dict(model=lm.name, n_layers=lm.n_layers, n_heads=lm.n_heads, dropped=heads)
-    if lm.head_means: record |= lm.head_means.to_record()
-    (folder/"state.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    write_state(lm.name, lm.model, drop_mask, folder, **(lm.head_means.to_record() if lm.head_means else {}))
     return folder

@@ -18,8 +18,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core import InputError, check_sha256, paths, pick_device, unknown_name_message
+from ..core import InputError, check_sha256, paths, unknown_name_message
 from .attention import attention_output_projections, heads_per_layer
+from .large_models import check_memory, check_quantize, find_device, keep_rounded_weights
+from .large_models import parameters_in_full, quantization_config
 
 import torch, transformers
 from fastcore.basics import patch
@@ -35,6 +37,7 @@ class LM:
     name: str         # as given to `load`
     model: object     # the Hugging Face causal LM
     tokenizer: object # the Hugging Face tokenizer that belongs to it
+    quantize: str = "" # how its weights are rounded, a name in `QUANTIZATIONS`; "": not at all
 
     @property
     def config(self): return self.model.config.get_text_config() # of the language part
@@ -51,10 +54,16 @@ class LM:
 
 # %% ../../nbs/language/01_models.ipynb #c006
 @patch(as_prop=True)
-def device(self:LM) -> torch.device: return next(self.model.parameters()).device
+def device(self:LM) -> torch.device: # of the tokens
+    held = (p for p in self.model.parameters() if not p.is_meta)
+    return next(held).device
 
 @patch(as_prop=True)
-def dtype(self:LM) -> torch.dtype: return next(self.model.parameters()).dtype
+def dtype(self:LM) -> torch.dtype: return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
+@patch(as_prop=True)
+def is_in_memory(self:LM) -> bool: # in full precision, no weights on the disk
+    return not self.quantize and not any(p.is_meta for p in self.model.parameters())
 
 @patch
 def describe_heads(self:LM) -> str:
@@ -67,16 +76,16 @@ def describe_heads(self:LM) -> str:
 
 @patch
 def __repr__(self:LM) -> str: # one line
-    size = sum(p.numel() for p in self.model.parameters())
+    size = self.model.num_parameters()
     return (f"{self.name}: {type(self.model).__name__}, {self.describe_heads()}, "
-            f"{size/1e6:.3g} M parameters, {str(self.dtype).removeprefix('torch.')} on {self.device}")
+            f"{size/1e6:.3g} M parameters, {self.quantize or str(self.dtype).removeprefix('torch.')} on {self.device}")
 
 # %% ../../nbs/language/01_models.ipynb #c010
 @patch
 def weights_hash(self:LM) -> str: # 64 hex digits
     "Compute SHA-256 over name, precision, shape and bytes of all parameters, sorted by name."
     digest = hashlib.sha256()
-    for name, p in sorted(self.model.named_parameters()):
+    for name, p in parameters_in_full(self.model):
         digest.update(f"{name} {p.dtype} {list(p.shape)}\n".encode())
         digest.update(p.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
@@ -86,6 +95,7 @@ def weights_hash(self:LM) -> str: # 64 hex digits
 def to_record(self:LM) -> dict: # model, weights, dtype; with mean ablation also ablation and means
     "Return the description of a model under which its results are stored."
     found = dict(model=self.name, weights=self.weights_hash()[:16], dtype=str(self.dtype).removeprefix("torch."))
+    if self.quantize: found["quantize"] = self.quantize
     return found | (self.head_means.to_record() if self.head_means else {})
 
 # %% ../../nbs/language/01_models.ipynb #c017
@@ -220,16 +230,23 @@ def read_model(
     *,
     dtype:str="float32",  # one of `DTYPES`
     local:bool=True,      # read only what is stored on this machine
-):                        # a causal LM in evaluation mode
+    device=torch.device("cpu"), # from `find_device`
+    quantize:str="",      # a name in `QUANTIZATIONS`; "": full precision
+):                        # a causal LM in evaluation mode, on the device if it is one
     "Read and check a model's configuration and weights."
-    config = read_config(name, source, local=local)
+    config, options = read_config(name, source, local=local), {}
+    one, dtype = isinstance(device, torch.device), DTYPES[dtype]
+    check_memory(name, config, dtype, device, quantize=quantize)
+    if quantize or not one: options["device_map"] = {"": device} if one else device
+    if quantize: options["quantization_config"] = quantization_config(quantize, dtype)
     with load_errors(name, "weights"):
-        model, info = from_pretrained(source, config=config, dtype=DTYPES[dtype], local_files_only=local)
+        model, info = from_pretrained(source, config=config, dtype=dtype, local_files_only=local, **options)
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"the checkpoint of model {name!r} lacks {len(missing)} weights (the first is "
                          f"{missing[0]!r}), which would be random. Use a complete checkpoint.")
+    keep_rounded_weights(model)
     for p in model.parameters(): p.data = p.data.clone() # a view would change with its file, or crash
-    return model.eval()
+    return (model if options else model.to(device)).eval()
 
 # %% ../../nbs/language/01_models.ipynb #c033
 def read_tokenizer(
@@ -402,16 +419,18 @@ def load(
     name:str,             # "tiny", "tiny-equal", "smollm2-135m", a folder, or a hub id such as "distilgpt2"
     *,
     dtype:str="float32",  # "float32", "bfloat16" or "float16"
-    device:str|None=None, # None: a GPU if there is one
+    device=None,          # "cpu", "cuda:1", ...; "auto" or a device map: spread by accelerate; None: a GPU if there is one
+    quantize:str="",      # round weights to "8bit" or "4bit", by bitsandbytes; "": full precision
 ) -> LM:
     "Load a causal language model; raise `ValueError` with the reason if name or checkpoint cannot be used."
     if dtype not in DTYPES: raise InputError(unknown_name_message("dtype", dtype, DTYPES))
-    device = pick_device(device)
+    check_quantize(quantize)
+    device = find_device(device)
     source, local = resolve_source(str(name))
     with no_progress_bars() if local else nullcontext():
-        model = read_model(name, source, dtype=dtype, local=local)
+        model = read_model(name, source, dtype=dtype, local=local, device=device, quantize=quantize)
         tokenizer = read_tokenizer(name, source, local=local)
     fit_tokenizer(name, tokenizer, model.get_input_embeddings().weight.shape[0])
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     if in_repository(str(name)): model.set_attn_implementation("eager") # faster than sdpa on rows this short
-    return LM(str(name), model.to(device), tokenizer)
+    return LM(str(name), model, tokenizer, quantize)
