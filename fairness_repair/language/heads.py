@@ -197,7 +197,8 @@ def save_pruned(
         with torch.no_grad():
             for x, values in zip(parameters, before): x.copy_(values)
     heads = mask_to_heads(np.ravel(drop_mask), lm.n_layers, lm.n_heads)
-    record = dict(model=lm.name, n_layers=lm.n_layers, n_heads=lm.n_heads, dropped=heads)
+    name = Path(lm.name).name if Path(lm.name).expanduser().is_dir() else lm.name # no path of this machine
+    record = dict(model=name, n_layers=lm.n_layers, n_heads=lm.n_heads, dropped=heads)
     if lm.head_means: record |= lm.head_means.to_record()
     (folder/"state.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return folder
