@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import transformers
 
+from .hub import check_push
 from ..core import (LOCK_FILES, InputError, check_output_folder, check_value, disk_errors, hold_folder,
                                   unknown_name_message, write_whole)
 from ..language.large_models import check_memory, check_quantize, find_device
@@ -45,6 +46,7 @@ class Job:
     options: dict = field(default_factory=dict) # name -> value; options of the method, see `METHOD_OPTIONS`
     quantize: str = "" # how weights are rounded while measuring, a name in `QUANTIZATIONS`; "": not at all
     device: str = ""   # as for `load`; "": a GPU if there is one; it is not part of the configuration
+    push_to: str = ""  # user/name on the hub, where a saved model is uploaded; "": nowhere
 
     @property
     def config(self) -> dict: # content of config.json; the default ablation is left out, as in old folders
@@ -147,6 +149,7 @@ def check_job(
     ablation:str="zero",       # one of `ABLATIONS`
     quantize:str="",           # a name in `QUANTIZATIONS`; "": full precision
     device:str="",             # as for `load`
+    push_to:str="",  # user/name on the hub, where a saved model is uploaded; "": nowhere
     **changes,       # options of the method, fields of `ExperimentConfig`; "" and -1: the default
 ) -> Job:            # a checked job
     "Describe a repair, and check everything that can be checked without loading the model."
@@ -163,10 +166,11 @@ def check_job(
     settings = make_config(str(model), **usual | given, seeds=1)
     if settings.dtype not in DTYPES: raise InputError(unknown_name_message("dtype", settings.dtype, DTYPES))
     job = Job(str(model), check_output_folder("out", out), method, seed, settings, save_candidate, ablation,
-              options, quantize, device)
+              options, quantize, device, push_to)
     _check_folder(job.out, job.config)
     if job.out.is_dir(): # refuse a folder in use now, not after the model is loaded
         with hold_folder(job.out): pass
+    if push_to != "": check_push(push_to)
     _check_model(job)
     _check_data(settings)
     return job

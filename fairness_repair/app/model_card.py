@@ -6,25 +6,76 @@
 __all__ = ['write_model_card']
 
 # %% ../../nbs/app/08_model_card.ipynb #c003
-import os, shutil
+import math, os, shutil
 from importlib.resources import files
 from pathlib import Path
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .figures import caption_figures
 from .result import RepairResult, describe_settings, join_heads, list_limits, text_table
-from ..core import disk_errors, slug, write_whole
-from ..language.models import BUILT_IN_MODELS
+from ..core import InputError, disk_errors, slug, write_whole
+from ..language.models import BUILT_IN_MODELS, load_errors
+from ..language.sentence_pairs import OWN_PAIRS
 from ..report import escape_markdown, to_markdown
 
 # %% ../../nbs/app/08_model_card.ipynb #c005
-def _header(
+def _read_base(
     model:str, # as for `load`
+) -> dict: # fields of the header: base_model of a hub model, and its licence
+    "Read what a header says about the original model; a card that is missing or unreadable has no licence."
+    if model in BUILT_IN_MODELS: return {}
+    folder = Path(os.path.expanduser(model))
+    local = os.path.isdir(folder)
+    found = {} if local else dict(base_model=model)
+    try:
+        with load_errors(model, "model card"):
+            header = ModelCard.load(folder/"README.md" if local else model, ignore_metadata_errors=True).data
+    except InputError: return found
+    given = {name: header.get(name) for name in ("license", "license_name", "license_link")}
+    return found | {name: value for name, value in given.items() if isinstance(value, str)}
+
+# %% ../../nbs/app/08_model_card.ipynb #c006b
+_WIKITEXT = dict(dataset_type="Salesforce/wikitext", dataset_name="WikiText-2, test", dataset_split="test",
+                 dataset_config="wikitext-2-raw-v1") # as the hub has it
+
+def _name_metrics(s) -> dict: # measure -> (name of the metric, description of its data)
+    "Name what was measured; `s` are the settings."
+    text = dict(dataset_type=slug(s.text), dataset_name=f"{slug(s.text)}, held-out text")
+    if s.text == "wikitext2": text = _WIKITEXT
+    if s.measure:
+        source = slug(s.measure.removeprefix(OWN_PAIRS))
+        data = dict(dataset_type=source, dataset_config=s.axis, dataset_name=f"{s.bias_name}, held-out sentence pairs")
+        found = dict(bias=(f"{s.bias_name} bias: absolute mean preference for stereotypes, in nats", data),
+                     preference=("mean preference for stereotypes, in nats", data))
+    else:
+        source = slug(s.prompts)
+        data = dict(dataset_type=source, dataset_config=s.axis, dataset_name=f"{source}, {s.axis}, held-out prompts")
+        scorer = slug(s.scorer) if "/" in s.scorer else s.scorer
+        found = dict(bias=(f"{s.axis} bias: root disparity of toxicity between groups", data),
+                     toxicity=(f"mean toxicity, scorer: {scorer}", data))
+    return found | dict(perplexity=("perplexity", text))
+
+# %% ../../nbs/app/08_model_card.ipynb #c006d
+def _list_metrics(
+    result:RepairResult,
+) -> list: # of `EvalResult`
+    "List bias, toxicity or preference, and perplexity of the changed model, with four digits."
+    values = result.table.set_index("measure")["changed"]
+    task = dict(task_type="text-generation", task_name="Text generation")
+    named = _name_metrics(result.job.settings).items()
+    return [EvalResult(**task, **data, metric_type=measure, metric_name=name,
+                       metric_value=float(f"{values[measure]:.4g}"))
+            for measure, (name, data) in named if math.isfinite(values[measure])]
+
+def _header(
+    result:RepairResult,
 ) -> ModelCardData:
-    "Make the YAML header; it names a hub model as the base model."
-    local = model in BUILT_IN_MODELS or os.path.isdir(os.path.expanduser(model))
-    return ModelCardData(library_name="transformers", pipeline_tag="text-generation",
-                         tags=["fairness", "pruning", "fairness_repair"], base_model=None if local else model)
+    "Make the YAML header."
+    job, metrics = result.job, _list_metrics(result)
+    name = job.push_to.split("/")[-1] or f"{slug(job.model)}-{result.label}"
+    return ModelCardData(**_read_base(job.model), model_name=name, library_name="transformers",
+                         pipeline_tag="text-generation", tags=["fairness", "pruning", "fairness_repair"],
+                         metrics=[m.metric_type for m in metrics], eval_results=metrics)
 
 # %% ../../nbs/app/08_model_card.ipynb #c007
 def write_model_card(
@@ -38,9 +89,10 @@ def write_model_card(
         for name in ("change", "groups"): shutil.copy(figures[name], folder/"figures")
     template = (files("fairness_repair.app")/"model_card.md.j2").read_text(encoding="utf-8")
     card = ModelCard.from_template(
-        _header(result.job.model), template_str=template, name=slug(result.job.model), result=result,
+        _header(result), template_str=template, name=slug(result.job.model), result=result,
         pictures={name: captions[name] for name in ("change", "groups")}, n_dropped=len(result.heads),
         n_heads=result.drop_mask.size, heads=join_heads(result.heads), table=to_markdown(text_table(result)),
-        settings=describe_settings(result), limits=list_limits(result), plain=escape_markdown, dtype=result.job.settings.dtype,
+        settings=describe_settings(result), limits=list_limits(result), plain=escape_markdown,
+        dtype=result.job.settings.dtype, place=result.job.push_to or "path/to/this/folder",
         version=record["versions"]["fairness_repair"], commit=record["commit"], date=record["date"][:10])
     return write_whole(folder/"README.md", str(card))

@@ -7,9 +7,10 @@ __all__ = ['repair']
 
 # %% ../../nbs/app/09_pipeline.ipynb #c003
 import json, shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from .figures import save_figures
+from .hub import push
 from .job import Job, check_job, claim_folder
 from .model_card import write_model_card
 from .progress import stop_at_once
@@ -19,7 +20,7 @@ from .run import run_job
 from ..core import InputError, check_output_folder, disk_errors, write_whole
 from ..language.heads import save_checkpoint, save_pruned
 from ..language.mean_ablation import output_biases, with_mean_ablation
-from ..language.models import LM, load
+from ..language.models import LM, load, no_progress_bars
 from ..language.shards import copy_pruned, find_checkpoint
 from ..language.texts import load_text
 from ..store import Store
@@ -64,15 +65,22 @@ def _result_is_written(
         raise
 
 # %% ../../nbs/app/09_pipeline.ipynb #c005
+def _write_record(
+    result:RepairResult,
+):
+    "Write result.json: provenance, all numbers, and where on the hub the model is."
+    table = result.table.rename(columns=dict(changed=result.label))
+    record = result.record | dict(table=json.loads(table.to_json(orient="records")))
+    if result.pushed: record["pushed"] = result.pushed._asdict()
+    write_whole(result.job.out/"result.json", json.dumps(record, indent=1) + "\n")
+
 def _save_result(
     result:RepairResult,
     lm:LM, # the original
     checkpoint=None, # from `find_checkpoint`, to be copied file by file; None: the model is saved from memory
 ):
     "Save the record first, then figures, checkpoint with model card, and report card."
-    table = result.table.rename(columns=dict(changed=result.label))
-    record = result.record | dict(table=json.loads(table.to_json(orient="records")))
-    write_whole(result.job.out/"result.json", json.dumps(record, indent=1) + "\n")
+    _write_record(result)
     with _result_is_written(result, needed=checkpoint.n_bytes if checkpoint else _weight_bytes(lm)):
         figures = save_figures(result, result.job.out/"figures")
         if result.saved:
@@ -81,6 +89,21 @@ def _save_result(
                 with output_biases(lm): save_pruned(lm, result.drop_mask, result.checkpoint)
             write_model_card(result, figures)
         write_report_card(result, figures)
+
+# %% ../../nbs/app/09_pipeline.ipynb #q011
+def _push_model(
+    result:RepairResult, # its `pushed` is set
+    progress:bool,       # show bars
+):
+    "Push the saved model to the hub, and add its address to the record."
+    there = (f"The model is in '{result.checkpoint}' already. The same command measures nothing again "
+             "and pushes it.")
+    try:
+        with nullcontext() if progress else no_progress_bars():
+            result.pushed = push(result.checkpoint, result.job.push_to)
+    except InputError as e: raise InputError(f"{e} {there}") from e
+    except KeyboardInterrupt: raise KeyboardInterrupt(f"the upload is not complete. {there}") from None
+    _write_record(result)
 
 # %% ../../nbs/app/09_pipeline.ipynb #c006
 def repair(
@@ -102,6 +125,7 @@ def repair(
     seed:int=0,            # of the search
     dtype:str="",          # float32, bfloat16 or float16; left out: bfloat16 (real model, not by gradient) or float32
     save_candidate:bool=False, # save a model whose change is not significant, too
+    push_to:str="",        # user/name on the hub, where the saved model is uploaded; left out: nowhere
     ablation:str="zero",   # what replaces the output of a dropped head: zero, or mean (its mean over the text)
     quantize:str="",       # measure with weights rounded to 8bit or 4bit (bitsandbytes); they are saved unrounded
     device:str="",         # cpu, cuda:1, ...; auto spreads a large model over all devices; left out: a GPU if there is one
@@ -111,11 +135,13 @@ def repair(
     job = check_job(model, out, axis=axis, prompts=prompts, measure=measure, text=text, scorer=scorer,
                     label=label, draws=draws, method=method, epsilon=epsilon, budget=budget, rounds=rounds,
                     search_states=search_states, seed=seed, dtype=dtype, save_candidate=save_candidate,
-                    ablation=ablation, quantize=quantize, device=device)
-    with claim_folder(job), stop_at_once(), Store(job.out/"measured.sqlite") as store:
-        lm = load(job.model, dtype=job.settings.dtype, device=job.device or None, quantize=job.quantize)
-        if job.ablation == "mean": lm = with_mean_ablation(lm, load_text(job.settings.text, "search"))
-        checkpoint = _try_saving(job, lm)
-        result = run_job(job, lm, store, progress=progress)
-        _save_result(result, lm, checkpoint)
+                    ablation=ablation, quantize=quantize, device=device, push_to=push_to)
+    with claim_folder(job):
+        with stop_at_once(), Store(job.out/"measured.sqlite") as store:
+            lm = load(job.model, dtype=job.settings.dtype, device=job.device or None, quantize=job.quantize)
+            if job.ablation == "mean": lm = with_mean_ablation(lm, load_text(job.settings.text, "search"))
+            checkpoint = _try_saving(job, lm)
+            result = run_job(job, lm, store, progress=progress)
+            _save_result(result, lm, checkpoint)
+        if job.push_to and result.saved: _push_model(result, progress)
     return result

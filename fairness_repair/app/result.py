@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 
+from .hub import PushedModel
 from .job import Job
 from .verdict import N_RESAMPLES, format_number, format_p
 from ..core import slug
@@ -37,6 +38,7 @@ class RepairResult:
     original_p: float      # p-value of the original model's bias on the report data
     record: dict           # provenance: versions, commit, weights, seconds, measured
     examples: dict = field(default_factory=dict) # from `collect_examples`
+    pushed: PushedModel|None = None # where on the hub the saved model is
 
     @property
     def label(self) -> str: # of the changed model
@@ -73,14 +75,19 @@ def join_heads(
     return ", ".join(f"{layer}.{head}" for layer, head in heads) or "none"
 
 # %% ../../nbs/app/04_result.ipynb #c012
+def _on_hub(result) -> dict: # description -> address; empty if nothing was to be pushed
+    "Say where on the hub the model is, or why it is not there."
+    if result.pushed: return {f"on the hub ({'private' if result.pushed.private else 'public'})": result.pushed.url}
+    return {"on the hub": "nothing, as no model is saved"} if result.job.push_to and not result.saved else {}
+
 def _files(result) -> dict: # description -> path
-    "List the saved model, if there is one, and the report card."
+    "List the saved model, if there is one, where it is on the hub, and the report card."
     if result.status == "repaired": found = {"fairer model": result.checkpoint}
     elif result.status == "not significant":
         place = result.checkpoint or "not saved; the same repair with save_candidate (--save-candidate) saves it"
         found = {"candidate (change not significant)": place}
     else: found = {}
-    return found | {"report card": result.report}
+    return found | _on_hub(result) | {"report card": result.report}
 
 @patch
 def __repr__(self:RepairResult) -> str:

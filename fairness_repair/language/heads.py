@@ -193,6 +193,7 @@ def write_state(
     n_layers = model.config.get_text_config().num_hidden_layers
     n_heads = heads_per_layer(attention_output_projections(model), n_layers)
     heads = mask_to_heads(np.ravel(drop_mask), n_layers, n_heads)
+    name = Path(name).name if Path(name).expanduser().is_dir() else name # no path of this machine
     record = dict(model=name, n_layers=n_layers, n_heads=n_heads, dropped=heads) | more
     (Path(folder)/"state.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
 
