@@ -33,6 +33,7 @@ ROUNDED = dict(dtype="bfloat16") # of the weights that are not rounded, with qua
 _OPTION_MINIMUM = dict(rounds=1, search_states=10_000)
 ROUNDS = 2 # of the method gradient on a model without a preset, where each takes minutes; not if a budget is given
 
+# %% ../../nbs/app/00_job.ipynb #s8c0c
 @dataclass(frozen=True)
 class Job:
     "Describe a repair: model, folder, method, seed and settings."
@@ -72,6 +73,7 @@ def _check_config(
             raise InputError(f"out = '{out}' holds a repair with {name} = {before[name]!r}, "
                              f"this one has {value!r}: name another folder")
 
+# %% ../../nbs/app/00_job.ipynb #s4d33
 def _check_folder(
     out:Path,    # folder of the repair
     config:dict, # `Job.config`
@@ -118,6 +120,7 @@ def _check_model(
                          "or use zero ablation")
     output_bias_setting(config)
 
+# %% ../../nbs/app/00_job.ipynb #s0632
 def _check_data(
     settings:ExperimentConfig,
 ):
@@ -139,6 +142,7 @@ def _check_method_options(
     for name, value in given.items(): check_value(name, value, int, low=_OPTION_MINIMUM[name])
     return given
 
+# %% ../../nbs/app/00_job.ipynb #sc61b
 def check_job(
     model:str,       # built-in name, folder or hub id, as for `load`
     out,             # folder for everything that is written

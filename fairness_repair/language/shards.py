@@ -37,6 +37,7 @@ def _read_header(file:Path) -> dict: # tensor -> `TensorPlace`
     return {name: TensorPlace(file, 8 + length + t["data_offsets"][0], t["dtype"], tuple(t["shape"]))
             for name, t in header.items() if name != "__metadata__"}
 
+# %% ../../nbs/language/26_shards.ipynb #s0fd3
 def read_places(
     name:str, # the model, named in errors
     folder,   # with the checkpoint
@@ -69,6 +70,7 @@ def find_weight(
     raise InputError(f"model {name!r}: {own} should be a matrix of floating-point numbers of shape {shape}, but the "
                      f"checkpoint {problem}. Use the checkpoint in full precision, saved by transformers.")
 
+# %% ../../nbs/language/26_shards.ipynb #sbcc1
 class Checkpoint(NamedTuple):
     "A checkpoint on disk, whose heads can be dropped in a copy."
     name: str      # of the model
@@ -111,6 +113,7 @@ def zero_heads(
     weight[inputs if projection.transposed else (slice(None), inputs)] = 0
     weight.flush()
 
+# %% ../../nbs/language/26_shards.ipynb #sf7fa
 def copy_pruned(
     checkpoint:Checkpoint,
     drop_mask,    # True = dropped, (n,) or (n_layers, n_heads)
