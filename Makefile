@@ -9,7 +9,7 @@ ARGS   ?=
 QUESTIONS := $(basename $(notdir $(wildcard nbs/rq*.ipynb nbs/benchmarks*.ipynb)))
 # what most changes need: two minutes on two cores
 QUICK := tests/test_hygiene.py tests/test_architecture.py tests/test_record_ids.py tests/test_core.py tests/test_packaging.py \
-	tests/test_parameters.py tests/test_folders.py tests/test_states.py tests/test_store.py \
+	tests/test_start.py tests/test_parameters.py tests/test_folders.py tests/test_states.py tests/test_store.py \
 	tests/tabular/test_fairness_metrics.py tests/tabular/test_tables.py tests/language/test_prompts.py tests/language/test_texts.py \
 	tests/language/test_heads.py tests/language/test_toxicity.py tests/language/test_costs.py \
 	tests/pruning/test_surrogate_annealing.py::test_a_chain_does_not_depend_on_its_companions

@@ -10,7 +10,7 @@ def test_repairs_and_continues(tmp_path):
     assert code == 0, stderr[-3000:]
     assert (tmp_path/"repaired"/"report.html").is_file() and "srcdoc=" in (tmp_path/"out.ipynb").read_text()
     assert AutoModelForCausalLM.from_pretrained(tmp_path/"repaired"/"model").config.n_head == 4
-    assert "original: the mabrel miller" in printed and "repaired: the mabrel miller" in printed
+    assert "the mabrel miller ...\n\noriginal: " in printed and "\nrepaired: " in printed
 
 
 def test_nothing_to_repair(tmp_path):
