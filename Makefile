@@ -9,7 +9,7 @@ ARGS   ?=
 QUESTIONS := $(basename $(notdir $(wildcard nbs/rq*.ipynb nbs/benchmarks*.ipynb)))
 # what most changes need: two minutes on two cores
 QUICK := tests/test_hygiene.py tests/test_architecture.py tests/test_record_ids.py tests/test_core.py tests/test_packaging.py \
-	tests/test_parameters.py tests/test_folders.py tests/test_states.py tests/test_store.py \
+	tests/test_start.py tests/test_parameters.py tests/test_folders.py tests/test_states.py tests/test_store.py \
 	tests/tabular/test_fairness_metrics.py tests/tabular/test_tables.py tests/language/test_prompts.py tests/language/test_texts.py \
 	tests/language/test_heads.py tests/language/test_toxicity.py tests/language/test_costs.py \
 	tests/pruning/test_surrogate_annealing.py::test_a_chain_does_not_depend_on_its_companions
@@ -53,7 +53,7 @@ test: ## linter, every notebook and every test
 test: export FAIRNESS_REPAIR_FIGURES = $(CURDIR)/$(RUNS)/test/figures
 test: export FAIRNESS_REPAIR_RESULTS = $(CURDIR)/$(RUNS)/test/results
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_file_re '^(_|rq2_ap|explore)'
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --skip_file_re '^(_|rq2_ap|explore|bring_your_model)'
 	$(MAKE) $(TOGETHER) pytest_runs pytest_parts
 
 # two halves, one core each: tests that run notebooks and commands, and all others

@@ -96,13 +96,14 @@ def _output_file(name:str, ending:str) -> Path: # in a folder that exists
     with disk_errors(path.parent): path.parent.mkdir(exist_ok=True)
     return path
 
-def _shown(path:Path) -> str: return path.relative_to(paths.figures).as_posix()
+def _shown(path:Path) -> str: # below the folder of figures; the whole path where that folder is the user's
+    return path.relative_to(paths.figures).as_posix() if paths.checkout else str(path)
 
 # %% ../nbs/06_report.ipynb #c014
 def save_csv(
     table:pd.DataFrame,
     name:str, # notebook, model and part, e.g. "rq2_ap-tiny-runs"
-) -> str:     # name of the file below the folder of figures
+) -> str:     # name of the file written
     "Write a table as CSV, for programs; every cell comes back as it was."
     text = table.to_csv(index=False)
     if "\r" in text: text = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC) # pandas leaves it bare

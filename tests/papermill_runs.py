@@ -49,7 +49,9 @@ def table(folder, name):
 
 def refusal(notebook, *parameters):
     "What a notebook's first cells say of parameters that they refuse, run in this process as papermill would run them."
-    cells = [c.source for c in nbformat.read(paths.nbs/f"{notebook}.ipynb", 4).cells if c.cell_type == "code"]
+    code = [c for c in nbformat.read(paths.nbs/f"{notebook}.ipynb", 4).cells if c.cell_type == "code"]
+    at = next(i for i, c in enumerate(code) if "parameters" in c.metadata.get("tags", []))
+    cells = [c.source for c in code[at:]]
     told = "\n".join(["# Parameters", *(f"{name} = {PythonTranslator.translate(value)}" for name, value in zip(parameters[::2], parameters[1::2]))])
     space = dict(In=[])
     for cell in (cells[0], told, *cells[1:7]):

@@ -11,7 +11,7 @@ root, package = paths.root, paths.root/"fairness_repair"
 notebooks = sorted(p for p in paths.nbs.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 modules = sorted(p for p in package.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 components = [nb for nb in notebooks if re.match(r"\d\d_", nb.name)]
-questions = [nb for nb in notebooks if nb.name.startswith("rq") or nb.name in ("benchmarks.ipynb", "explore.ipynb")]
+questions = [nb for nb in notebooks if nb.name.startswith("rq") or nb.name in ("benchmarks.ipynb", "explore.ipynb", "bring_your_model.ipynb")]
 
 
 def cells(nb, kind="code"): return [c for c in nbformat.read(nb, 4).cells if c.cell_type == kind]

@@ -1,5 +1,5 @@
 "The package as others get it: built, installed beside its dependencies, and used far from any checkout."
-import importlib.util, json, os, re, shutil, subprocess, sys, tarfile, zipfile
+import importlib.util, json, os, re, shutil, subprocess, sys, tarfile, venv, zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -15,8 +15,8 @@ can_build = importlib.util.find_spec("pip") and int(metadata.version("setuptools
 pytestmark = pytest.mark.skipif(not can_build, reason="building needs pip, and setuptools 77 or newer")
 
 
-def python(*arguments, **kwargs):
-    command = [sys.executable, *map(str, arguments)]
+def python(*arguments, program=sys.executable, **kwargs):
+    command = [program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, **kwargs)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
@@ -52,7 +52,7 @@ def away(installed, tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith(("FAIRNESS_REPAIR_", "XDG_"))}
     env |= dict(PYTHONPATH=str(installed), HOME=str(home), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
     before = files_of(installed)
-    yield lambda *arguments: python(*arguments, cwd=work, env=env), work, home
+    yield lambda *arguments, **more: python(*arguments, cwd=work, env=env | more), work, home
     assert files_of(installed) == before, "something was written into the installed folder"
 
 
@@ -133,3 +133,39 @@ def test_command_repairs_the_built_in_model(away, installed):
     assert "report card: x/report.html" in said
     assert json.loads((work/"x"/"result.json").read_text())["commit"] == "unknown"
     assert {p.name for p in work.iterdir()} == {"x"}
+
+
+@pytest.mark.parametrize("name, parameters", [("rq2_ap", "budget 40 seeds 1"), ("explore", "")])
+def test_notebook_runs_alone(name, parameters, away):
+    "Nothing is installed where the package is; the source that the first cell would take does not exist."
+    run, work, home = away
+    shutil.copy(paths.nbs/f"{name}.ipynb", work)
+    words = parameters.split()
+    given = [word for pair in zip(words[::2], words[1::2]) for word in ("-p", *pair)]
+    run("-m", "papermill", f"{name}.ipynb", "out.ipynb", *given, FAIRNESS_REPAIR_SOURCE="nowhere.whl")
+    assert {p.name for p in work.iterdir()} == {f"{name}.ipynb", "out.ipynb"}
+    written = {p.name for p in home.rglob("*") if p.is_file()}
+    assert f"{name}-tiny.sqlite" in written and (name == "explore" or "rq2_ap-tiny.png" in written)
+    assert name == "explore" or f"written: {home}" in (work/"out.ipynb").read_text(), "it says where to look"
+
+
+def test_first_cell_installs_the_wheel(built, away, tmp_path):
+    "An environment that has everything but the package: a folder of links to what is installed here."
+    _, work, home = away
+    venv.create(tmp_path/"fresh", symlinks=True)
+    fresh = tmp_path/"fresh"/"bin"/"python"
+    (tmp_path/"others").mkdir()
+    for folder in [Path(p) for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]:
+        for entry in folder.glob("*"):
+            if "fairness_repair" in entry.name or (tmp_path/"others"/entry.name).is_symlink(): continue
+            (tmp_path/"others"/entry.name).symlink_to(entry)
+    own, = (tmp_path/"fresh"/"lib").glob("python*/site-packages")
+    (own/"others.pth").write_text(str(tmp_path/"others"))
+    shutil.copy(paths.nbs/"bring_your_model.ipynb", work)
+    foreign = ("FAIRNESS_REPAIR_", "XDG_", "PIP_", "PYTHON")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+    env |= dict(HOME=str(home), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", PIP_NO_INDEX="1", PIP_NO_DEPS="1",
+                FAIRNESS_REPAIR_SOURCE=str(built[1]))
+    python("-m", "papermill", "bring_your_model.ipynb", "out.ipynb", program=fresh, cwd=work, env=env)
+    assert (own/"fairness_repair"/"core.py").is_file() and (work/"repaired"/"model"/"config.json").is_file()
+    assert {p.name for p in work.iterdir()} == {"bring_your_model.ipynb", "out.ipynb", "repaired"}

@@ -19,15 +19,16 @@ PACKAGES = dict(top="For all parts", tabular="Networks on tables", language="Lan
 
 
 def read_page(file):
-    "Read a notebook without directives and cells that only serve the export, with imports folded away."
+    "Read a notebook without what only serves the export, with imports and installation folded away."
     nb = nbformat.read(file, 4)
     nb.cells = [c for c in nb.cells if not re.match(r"#\|\s*(hide|default_exp)", c.source)]
     for c in nb.cells:
+        if c.cell_type == "markdown": c.source = move_links(c.source, file)
         if c.cell_type != "code": continue
         c.source = re.sub(r"(?m)^#\|.*\n?", "", c.source).strip("\n")
         statements = ast.parse(c.source).body
         imports = (isinstance(s, (ast.Import, ast.ImportFrom)) for s in statements)
-        if all(imports): c.metadata["tags"] = ["hide-input"]
+        if all(imports) or c.id == "install": c.metadata["tags"] = ["hide-input"]
     return nb
 
 
@@ -48,6 +49,11 @@ def at_place(link:str, page:Path) -> str:
     return os.path.relpath(moved((page.parent/file).resolve()), moved(page.parent)) + "".join(anchor)
 
 
+def move_links(text:str, page:Path) -> str:
+    "Return the Markdown of a page with its links as the site has them."
+    return re.sub(r"\]\(([^)]+)\)", lambda found: f"]({at_place(found[1], page)})", text)
+
+
 def copy_pages(out):
     "Copy hand-written pages, with their links, and figures."
     shutil.copytree(root/"nbs"/"site", out, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
@@ -55,9 +61,7 @@ def copy_pages(out):
     for name in ("CONTRIBUTING.md", "CHANGELOG.md"): shutil.copy(root/name, out)
     for page in (*(root/"nbs"/"site").glob("*.md"), *(root/"nbs"/"howto").glob("*.md")):
         there = out/page.name if page.parent.name == "site" else out/"howto"/page.name
-        text = page.read_text(encoding="utf-8")
-        text = re.sub(r"\]\(([^)]+)\)", lambda found: f"]({at_place(found[1], page)})", text)
-        write(there, text.rstrip("\n"))
+        write(there, move_links(page.read_text(encoding="utf-8"), page).rstrip("\n"))
     for file in (*(root/"figures").rglob("*.png"), root/"figures"/"results.md"):
         there = out/file.relative_to(root)
         there.parent.mkdir(parents=True, exist_ok=True)
