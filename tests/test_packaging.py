@@ -53,7 +53,7 @@ def test_plain_install_is_what_the_package_imports():
     "Each import is declared, and nothing is declared that no module imports."
     found = {name for file in (root/"fairness_repair").rglob("*.py") for name in imported(file)}
     found -= set(sys.stdlib_module_names) | {"fairness_repair", "ray", "fairlearn",
-                                             "ipywidgets", "IPython", "accelerate"} # all but the first: extras
+                                             "ipywidgets", "IPython", "accelerate"} # extras, but the first
     homes = metadata.packages_distributions()
     assert {canonicalize_name(home) for name in found for home in homes[name]} == names(plain)
 

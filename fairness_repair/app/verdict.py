@@ -93,10 +93,11 @@ def _describe_change(table, axis, limit) -> str:
     values, sums = (f"from {format_number(row['original'])} to {format_number(row['changed'])}"
                     for row in (bias, other))
     what = other["measure"].removeprefix("bias ") # as published; preference
-    text = (f"{values} ({format_change(bias)}; 95 % interval of the change {ends}; {what} {sums}), "
-            f"at {format_change(perplexity)} perplexity")
-    if perplexity["changed"] <= limit*perplexity["original"]: return text
-    return text + f", which is more than the {100*(limit - 1):+.0f} % that a repair may cost"
+    text = f"{values} ({format_change(bias)}; 95 % interval of the change {ends}; {what} {sums})"
+    rise, allowed = (100*(ratio - 1) for ratio in (perplexity["changed"]/perplexity["original"], limit))
+    if rise <= allowed: return text + f", at {rise:+.0f} % perplexity"
+    digits = next((n for n in range(6) if round(rise, n) > allowed), 6) # so many that the two differ
+    return text + f", at {rise:+.{digits}f} % perplexity, which is more than the {allowed:+.0f} % that a repair may cost"
 
 # %% ../../nbs/app/03_verdict.ipynb #c015
 def _judge_change(table, n_dropped, n_heads, axis, limit) -> Verdict:
