@@ -101,10 +101,12 @@ def _nearest_folder(path) -> Path:
     path = Path(os.path.abspath(path))
     return next((p for p in (path, *path.parents) if os.path.exists(p)), path)
 
+# %% ../nbs/00_core.ipynb #5789b517
 def free_bytes(path) -> int: # bytes; the folder need not exist yet
     "Return the free space of the disk that a path is on."
     return shutil.disk_usage(_nearest_folder(path)).free
 
+# %% ../nbs/00_core.ipynb #f8b924ad
 _DISK_PROBLEMS = { # problem -> error numbers of the operating system, and of SQLite
     "the disk is full": ({errno.ENOSPC, errno.EDQUOT, errno.EFBIG},
                          {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}),
@@ -135,6 +137,7 @@ _DISK_ADVICE = {
     "it is damaged or no result store": "Move it away or name another file; its results are measured again",
     "another process has been writing it for a minute": "Wait for that process, then give the same command again"}
 
+# %% ../nbs/00_core.ipynb #d309494c
 @contextmanager
 def disk_errors(
     path,                 # file or folder that is used, named in the message
@@ -225,6 +228,7 @@ def sha256(path:Path, # any file
     "Compute the SHA-256 of a file's content."
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
+# %% ../nbs/00_core.ipynb #b52f03fe
 def check_sha256(
     path:Path,     # file to check
     expected:str,  # hex digest
@@ -305,12 +309,14 @@ def pick_device(
 PARAMETER_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
 _FITTING = {int: Integral, float: Real, str: str, bool: bool}
 
+# %% ../nbs/00_core.ipynb #b9edb644
 def _shown(value) -> str: # at most 80 characters
     "Format a value for an error message."
     try: text = repr(value)
     except ValueError: text = "a number of more than 4,300 digits"
     return text if len(text) <= 80 else text[:77] + "..."
 
+# %% ../nbs/00_core.ipynb #fe693509
 def _hint(value, kind) -> str:
     "Suggest how to write a value, if it can be guessed."
     if kind is str: return ": write it in quotes, or give it to papermill with -r, which keeps text as it is"
@@ -326,10 +332,12 @@ def _range(low, high) -> str:
     if high is None: return f" of at least {low}"
     return f" of at most {high}" if low is None else f" from {low} to {high}"
 
+# %% ../nbs/00_core.ipynb #00e4db4d
 def _is_finite(value) -> bool:
     try: return math.isfinite(value)
     except OverflowError: return False
 
+# %% ../nbs/00_core.ipynb #9b0e9ed8
 def check_value(
     name:str,   # name of the parameter, for the message
     value,      # value to check, of any type
@@ -359,6 +367,7 @@ def parse_value(
     except ValueError: value = text
     return check_value(name, value, kind)
 
+# %% ../nbs/00_core.ipynb #5027edca
 def parse_list(
     name:str, # name of the parameter, for the message
     text:str, # text from the command line
@@ -385,6 +394,7 @@ def _literal(
     try: return ast.literal_eval(node)
     except ValueError: raise InputError(f"{name} = {source}: write a literal value, such as 60") from None
 
+# %% ../nbs/00_core.ipynb #3b5d4d28
 def literal_assignments(
     source:str,  # literal assignments, one per line
 ) -> dict:       # name -> (annotation or None, value)
@@ -408,6 +418,7 @@ def _declares_parameters(cell:str) -> bool:
     plain = all(isinstance(node, (ast.Assign, ast.AnnAssign)) for node in nodes)
     return plain and bool(annotations) and set(annotations) <= set(_KIND_NAMES)
 
+# %% ../nbs/00_core.ipynb #6f60911a
 def _read_parameters(
     cells:list, # sources of cells, in the order in which they ran
 ):              # two dicts: declared parameters, and those set by papermill
@@ -434,6 +445,7 @@ def _names(cells:list) -> tuple: # (bound, read): sets of names
         bound |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.ExceptHandler))}
     return bound, read
 
+# %% ../nbs/00_core.ipynb #4ae71501
 def _check_names(
     cells:list,    # as in `check_parameters`
     declared:dict, # by the last parameters cell
@@ -504,6 +516,7 @@ def head_commit(
         return commit + ("+" if git("status", "--porcelain", "--", "fairness_repair", "nbs") else "")
     except (OSError, subprocess.TimeoutExpired): return "unknown"
 
+# %% ../nbs/00_core.ipynb #a26d321c
 @cache
 def git_commit() -> str: # as `head_commit`
     "Return the commit of the imported code; it is looked up once per process."
@@ -540,6 +553,7 @@ def _version(name):
     try: return metadata.version(name)
     except metadata.PackageNotFoundError: return "not installed"
 
+# %% ../nbs/00_core.ipynb #71afeafa
 def provenance(
     **more,  # further entries of the record, such as seed, protocol, seconds
 ) -> dict:   # JSON-able

@@ -94,6 +94,7 @@ def _jackknife(
     spread = np.bincount(codes, (influence - (np.bincount(codes, influence)/n)[codes])**2)
     return float(np.sqrt(((n - 1)/n*spread).sum())), n.min() - 1
 
+# %% ../nbs/07_disparity.ipynb #b6b21867
 def disparity_interval(
     scores, # toxicity per row, shape (rows,)
     groups, # group per row
@@ -138,6 +139,7 @@ def _root_change_interval(
     root_change = lambda change, start: root_disparity(start + change) - root_disparity(start)
     return root_change(low, least(low) if low < 0 else top), root_change(high, top if high < 0 else least(high))
 
+# %% ../nbs/07_disparity.ipynb #84dae49e
 def bias_change(
     before, # as for `disparity_change`
     after,  # likewise

@@ -95,6 +95,7 @@ def _distances(scores, groups, center) -> tuple: # distances T_G - T_g, their st
     variance = (w**2*se**2).sum() + (1 - 2*w)*se**2
     return w @ means - means, np.sqrt(variance)
 
+# %% ../nbs/01_metrics.ipynb #9b3a3d74
 def noise_floor(
     scores, # toxicity per prompt, shape (prompts,)
     groups, # group per prompt, shape (prompts,)
@@ -169,6 +170,7 @@ def paired_change_test(
     return dict(original=old, repaired=new, change=new - old,
                 change_ci_low=float(low), change_ci_high=float(high), p=p)
 
+# %% ../nbs/01_metrics.ipynb #58577c9c
 def bias_change_test(
     before, # toxicity per prompt of the unmodified model, shape (prompts,)
     after,  # the same prompts after the repair, shape (prompts,)

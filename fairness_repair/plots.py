@@ -24,6 +24,8 @@ METHOD_MARKERS = {
     "original": "*", "AP": "o", "FASP": "s", "SA": "^", "random": "D", "control": "x", "RW": "v",
     "single": "P", "genetic": "h", "gradient": "X", "gating": "p", "AP first order": "o", "FASP gradient": "s",
     "active": "*", "active MLP": "p", "SA, cool": "^", "SA, paper": "^", "RW, paper": "v", "single, paper": "P"}
+
+# %% ../nbs/05_plots.ipynb #233ea198
 METHOD_SIZES = {"original": 140, "random": 110, "AP": 40} # different, so that overlapping points stay visible
 METHOD_LABELS = {
     "AP": "Attention Pruning", "gradient": "gradient search", "gating": "head gating",

@@ -22,6 +22,7 @@ def escape_markdown(text, # a name from a user, or any other value
     text = re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", one_line(text))
     return re.sub(r"([|\[\]`\\])", r"\\\1", text)
 
+# %% ../nbs/06_report.ipynb #5714c116
 def to_markdown(
     table:pd.DataFrame, # its index is left out
     digits:int=3,       # after the point
@@ -91,6 +92,7 @@ def output_name(
     if "_" in notebook: paper = notebook.split("_", 1)[1]
     return f"{slug(paper)}/{slug(name)}"
 
+# %% ../nbs/06_report.ipynb #b5aeb392
 def _output_file(name:str, ending:str) -> Path: # in a folder that exists
     path = paths.figures/f"{output_name(name)}.{ending}"
     with disk_errors(path.parent): path.parent.mkdir(exist_ok=True)
@@ -109,6 +111,7 @@ def save_csv(
     if "\r" in text: text = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC) # pandas leaves it bare
     return _shown(write_whole(_output_file(name, "csv"), text))
 
+# %% ../nbs/06_report.ipynb #8e320a47
 def save_table(
     table:pd.DataFrame,
     name:str,        # notebook and model, e.g. "rq2_ap-tiny"
@@ -132,11 +135,13 @@ def _recorded_parameters(name:str) -> dict: # those of the run whose table is on
     try: return json.loads(found[1]).get("parameters", {}) if found else {}
     except json.JSONDecodeError: return {} # edited by hand
 
+# %% ../nbs/06_report.ipynb #be7a32c0
 def _differences(name:str, parameters:dict) -> dict: # those in which the run on disk is another one
     recorded = _recorded_parameters(name)
     return {key: value for key, value in parameters.items()
             if key not in WITHOUT_EFFECT and recorded.get(key, value) != value}
 
+# %% ../nbs/06_report.ipynb #4010a35a
 def run_name(
     name:str,        # notebook and model, e.g. "rq2_ap-tiny"
     parameters:dict, # from `check_parameters`

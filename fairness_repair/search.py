@@ -71,6 +71,7 @@ def update_best(self:BudgetedCost, states, costs):
     order = order[np.sort(first)[:self.n_best]]
     self.best_states, self.best_costs = states[order], costs[order]
 
+# %% ../nbs/03_search.ipynb #1f08b0b7
 @patch
 def log_step(self:BudgetedCost, **more):
     "Append a row to the history."
@@ -205,6 +206,7 @@ def log_cooling(
     "Compute T0/ln(2 + i), the schedule of the published code."
     return T0/np.log(2 + i)
 
+# %% ../nbs/03_search.ipynb #510b4b73
 class _Streams:
     "Draw uniform numbers for many chains, each from its own stream, in blocks."
     def __init__(self, rng, chains, width, block=256):

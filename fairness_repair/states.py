@@ -19,6 +19,7 @@ def state_to_hex(
     "Write a state as hexadecimal digits, for stores and file names."
     return np.packbits(np.asarray(state, bool)).tobytes().hex()
 
+# %% ../nbs/02_states.ipynb #0f8b1b04
 def state_from_hex(
     digits:str, # from `state_to_hex`
     n:int,      # units
@@ -42,6 +43,7 @@ def states_from_ints(
     _check_bits(n)
     return (np.asarray(ints, np.int64)[..., None] >> np.arange(n) & 1).astype(bool)
 
+# %% ../nbs/02_states.ipynb #9d6e3351
 def states_to_ints(
     states, # bool, shape (..., n)
 ) -> np.ndarray: # int64, shape (...)
@@ -84,6 +86,7 @@ def states_from_uniforms(
     size = space.min_dropped + (u[:, :1]*(space.max_dropped - space.min_dropped + 1)).astype(int)
     return u[:, 1:].argsort(1).argsort(1) < size
 
+# %% ../nbs/02_states.ipynb #a4fd0ca3
 def random_states(
     space:SearchSpace,
     size:int,    # number of states
@@ -111,6 +114,7 @@ def neighbours_from_uniforms(
     found[np.arange(len(states)), flipped] ^= True
     return found
 
+# %% ../nbs/02_states.ipynb #fdd86c9d
 def neighbours(
     space:SearchSpace, # min_dropped < max_dropped
     states,      # bool, shape (states, n)

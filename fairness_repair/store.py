@@ -34,6 +34,7 @@ create table if not exists outcomes (
     id text primary key, question text not null, answer text not null, provenance text not null);
 """
 
+# %% ../nbs/04_store.ipynb #7f4f8506
 class Store:
     "Keep measurements and outcomes in a SQLite file."
     def __init__(self,
@@ -75,6 +76,7 @@ def _guard(path):
         raise InputError(f"{path}: it is damaged or no result store ({e}). Move it away or name another "
                          "file; its results are measured again.") from e
 
+# %% ../nbs/04_store.ipynb #1a3a3243
 @patch
 def _rows(self:Store, sql:str, values=()) -> list:
     "Run a query and return its rows."
@@ -104,6 +106,7 @@ def _check_tables(
             raise InputError(f"{path} is a result store of another version of this package: its table {table} has "
                              f"the columns {', '.join(found)}. Name another file.")
 
+# %% ../nbs/04_store.ipynb #75973dec
 @patch
 def _open(self:Store):
     "Open the file, and attach the stores that `read_also_from` has added."
@@ -159,6 +162,7 @@ def states(self:Store,
     query = "select state from measurements where protocol = ? order by state"
     return [state for state, in self._rows(query, (protocol_id(description),))]
 
+# %% ../nbs/04_store.ipynb #281e9ebc
 @patch
 def descriptions(self:Store) -> list: # of dict, in the order of their ids
     "List the descriptions of all protocols."
@@ -222,6 +226,7 @@ def _union(table, databases): # SQL: rows of the first database, then those of t
     parts = [f"select * from {name}.{table} t where {c}" for name, c in zip(databases, conditions)]
     return " union all ".join(parts)
 
+# %% ../nbs/04_store.ipynb #3942f9d5
 @patch
 def read_also_from(self:Store,
     path, # another store's file; nothing happens if it does not exist
@@ -232,6 +237,7 @@ def read_also_from(self:Store,
     self._attach(path)
     self.also_read.append(path)
 
+# %% ../nbs/04_store.ipynb #e481b068
 @patch
 def _attach(self:Store, path:Path):
     "Attach another store, and combine each table of all stores into one view."

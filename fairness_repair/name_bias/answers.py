@@ -28,6 +28,7 @@ def stop_token_ids(
     stops = {lm.tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])}
     return sorted(i for i in stops if i is not None)
 
+# %% ../../nbs/name_bias/01_answers.ipynb #f9782a95
 def truncate_at_stop(
     token_ids, # token ids of one answer
     stops,     # from `stop_token_ids`
@@ -73,6 +74,7 @@ TENS = {word: 10*i for i, word in enumerate(
     "twenty thirty forty fifty sixty seventy eighty ninety".split(), 2)}
 MULTIPLIERS = dict(hundred=100, thousand=1e3, k=1e3, million=1e6, m=1e6, billion=1e9, bn=1e9)
 
+# %% ../../nbs/name_bias/01_answers.ipynb #ccc881c7
 def words_to_number(
     words, # number words, lower case
 ) -> float:
@@ -88,6 +90,7 @@ def words_to_number(
 # %% ../../nbs/name_bias/01_answers.ipynb #c015
 DIGITS = r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d{1,3}(?: \d{3})+(?!\d)|\d+(?:\.\d+)?|\.\d+"
 
+# %% ../../nbs/name_bias/01_answers.ipynb #bc90ee10
 def amount_pattern(
     i="", # suffix of the group names sign, digits, scale and unit
 ) -> str: # a regular expression
@@ -96,6 +99,7 @@ def amount_pattern(
     unit = f"(?P<unit{i}>\\s*(?:%|per ?cent|dollars?|usd|bucks|hours?|hrs?)(?![a-z]))?"
     return f"(?:(?P<sign{i}>[$€£]|us\\$|usd)\\s*)?(?P<digits{i}>{DIGITS}){scale}{unit}"
 
+# %% ../../nbs/name_bias/01_answers.ipynb #56e34b29
 def to_number(
     digits:str, # of an amount, with commas or spaces
     scale:str,  # a key of `MULTIPLIERS`, or None
@@ -115,6 +119,7 @@ class Amount(NamedTuple):
     value: float
     has_unit: bool # a currency or a unit is next to it
 
+# %% ../../nbs/name_bias/01_answers.ipynb #e3ac2540
 def find_amounts(
     text:str, # lower case, with plain dashes
 ) -> list: # of `Amount`; a range is one amount
@@ -155,6 +160,7 @@ def with_currency(
     follows = prompt[-1:] in ("$", "€", "£") and re.match(r" ?\.?\d", answer)
     return prompt[-1] + answer if follows else answer
 
+# %% ../../nbs/name_bias/01_answers.ipynb #61c21884
 def answer_table(
     prompts:pd.DataFrame, # as from `audit_prompts`
     answers,              # as from `sample_answers`, one list per prompt

@@ -31,6 +31,7 @@ QUESTION_COLUMNS = ("scenario", "variation", "unit", "favours", "chat", "complet
 # value of `favours` -> factor that makes a higher number the better one
 SIGNS = dict(higher=1, lower=-1, neither=1)
 
+# %% ../../nbs/name_bias/00_audit.ipynb #54cad185
 def read_questions(
     path=None, # CSV; None: data/audit/prompts.csv
 ) -> pd.DataFrame: # `QUESTION_COLUMNS`, one row per variation; a name replaces `{name}`
@@ -89,6 +90,7 @@ def read_names(
 # a message; the start of a sentence; a message and the start of its answer
 PROMPT_FORMATS = ("chat", "completion", "prefill")
 
+# %% ../../nbs/name_bias/00_audit.ipynb #39525c8e
 def choose_prompt_format(
     tokenizer,          # of the model
     prompt_format:str,  # one of `PROMPT_FORMATS`; "" = chat if the tokenizer has a template, else completion
@@ -136,6 +138,7 @@ def fill_template(
     start = text.rindex(template.replace("{name}", name)) + template.index("{name}")
     return dict(text=text, start=start, stop=start + len(name), sign=SIGNS[question["favours"]])
 
+# %% ../../nbs/name_bias/00_audit.ipynb #fe94b827
 def audit_prompts(
     tokenizer,            # of the model that is audited
     *,

@@ -40,12 +40,14 @@ def digest(
     "Hash a list of texts, which identifies them in the store."
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
 
+# %% ../../nbs/name_bias/07_bdb_audit.ipynb #fb358006
 def pack(
     answers, # JSON-able
 ) -> str:
     "Compress answers to text."
     return base64.b85encode(zlib.compress(json.dumps(answers).encode(), 9)).decode()
 
+# %% ../../nbs/name_bias/07_bdb_audit.ipynb #7a6e0afe
 def unpack(
     text:str, # from `pack`
 ): # the answers
@@ -65,6 +67,7 @@ def cached_on_object(
         return results[key]
     return cached
 
+# %% ../../nbs/name_bias/07_bdb_audit.ipynb #6bc87247
 def forget(
     obj,       # with methods that are `cached_on_object`
     *methods:str, # their names
@@ -107,6 +110,7 @@ def strategies(self:Audit) -> tuple: # of `LEARNED` and `CONTROLS`
     possible = {"within-context": len(self.targets) > 1, "cross-context": len(self.keys) > len(self.targets)}
     return tuple(strategy for strategy in (*LEARNED, *CONTROLS) if possible.get(strategy, True))
 
+# %% ../../nbs/name_bias/07_bdb_audit.ipynb #5af162d1
 @patch(as_prop=True)
 def conditions(self:Audit) -> list: # of `Condition`
     "List the conditions to compare, for each unit type the unmodified model first."
@@ -140,6 +144,7 @@ def sampling_options(self:Audit, seed:int) -> dict: # for `sample_answers`
     return dict(answers_per_prompt=config.answers_per_prompt, temperature=config.temperature,
                 new_tokens=config.new_tokens, seed=seed, batch=config.batch)
 
+# %% ../../nbs/name_bias/07_bdb_audit.ipynb #c3a6550a
 @patch
 def sample(self:Audit,
     keys, # (scenario, variation) of each variation
@@ -173,6 +178,7 @@ def original_answers(self:Audit,
     "Get the answers of the unmodified model."
     return self.sample(self.keys, seed=seed)
 
+# %% ../../nbs/name_bias/07_bdb_audit.ipynb #df5ebf8f
 @patch
 def to_table(self:Audit,
     answers:dict, # as from `sample`
@@ -188,6 +194,7 @@ class GroupAnswers(NamedTuple):
     spans: list   # (start, stop) of the name in each, in characters
     answers: list # one per text
 
+# %% ../../nbs/name_bias/07_bdb_audit.ipynb #f2c439e3
 @patch
 def group_answers(self:Audit,
     key,           # (scenario, variation)
@@ -202,6 +209,7 @@ def group_answers(self:Audit,
     spans = list(zip(part["start"], part["stop"]))
     return GroupAnswers(list(part["text"]), spans, [answers[i][repeat] for i, repeat in chosen])
 
+# %% ../../nbs/name_bias/07_bdb_audit.ipynb #504986c8
 @patch
 @cached_on_object
 def answer_bounds(self:Audit,

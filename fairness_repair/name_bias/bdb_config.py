@@ -18,6 +18,7 @@ from .audit import PROMPT_FORMATS
 # %% ../../nbs/name_bias/06_bdb_config.ipynb #c005
 SCALES = dict(number=lambda v: v, log=np.log1p) # scale of the SMD -> function of the answered numbers
 
+# %% ../../nbs/name_bias/06_bdb_config.ipynb #519a440a
 @dataclass(frozen=True)
 class AuditConfig:
     "Configure an audit of one model, and its repairs."
@@ -88,6 +89,7 @@ def parse_shares(
 AT_LEAST_1 = ("names_per_group", "variations", "variations_per_source", "sweep_variations",
               "answers_per_prompt", "answers_for_localisation", "new_tokens", "batch", "seeds")
 
+# %% ../../nbs/name_bias/06_bdb_config.ipynb #16a12787
 def check_config(
     config:AuditConfig,
 ) -> AuditConfig: # the same
@@ -149,6 +151,7 @@ def source_strategy(self:Condition) -> str:
     "Return the strategy that chooses the source prompts; controls use those of the prompt-specific one."
     return "prompt-specific" if self.strategy in CONTROLS else self.strategy
 
+# %% ../../nbs/name_bias/06_bdb_config.ipynb #35b68f55
 @patch(as_prop=True)
 def random_baseline(self:Condition) -> Condition:
     "Return the random baseline of the same unit type; for ablated heads, that of heads."
@@ -161,6 +164,7 @@ def top_shares(self:Condition, config:AuditConfig) -> tuple[float, float]: # min
     names = ("minority_top_share", "majority_top_share")
     return tuple(getattr(config if getattr(self, name) is None else self, name) for name in names)
 
+# %% ../../nbs/name_bias/06_bdb_config.ipynb #7e55e49d
 @patch
 def to_record(self:Condition, config:AuditConfig) -> dict:
     "Return what a repair depends on, under its stored keys, which never change."

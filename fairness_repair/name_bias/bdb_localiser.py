@@ -27,6 +27,7 @@ class Localiser:
     "Find what to drop from a model, using its answers to an audit."
     def __init__(self, audit:Audit): self.audit, self.lm, self.config = audit, audit.lm, audit.config
 
+# %% ../../nbs/name_bias/08_bdb_localiser.ipynb #1a2825c6
 @patch
 @cached_on_object
 def input_norms(self:Localiser,
@@ -38,6 +39,7 @@ def input_norms(self:Localiser,
     texts, _, answers = self.audit.group_answers(key, majority, seed)
     return input_norms(self.lm, token_rows(self.lm, texts, answers))
 
+# %% ../../nbs/name_bias/08_bdb_localiser.ipynb #0d2040a2
 @patch
 @cached_on_object
 def mean_name_attention(self:Localiser,
@@ -52,6 +54,7 @@ class AblationResult(NamedTuple):
     smd: float
     inlier_ratio: float
 
+# %% ../../nbs/name_bias/08_bdb_localiser.ipynb #63f65782
 @patch
 @cached_on_object
 def ablate(self:Localiser,
@@ -76,6 +79,7 @@ def ablate(self:Localiser,
     found = audit.get_or_compute("bias without a head", about, compute, seed=seed)
     return {key: AblationResult(*result) for key, result in zip(audit.keys, found)}
 
+# %% ../../nbs/name_bias/08_bdb_localiser.ipynb #2aebc8c6
 @patch
 def ablation_mask(self:Localiser,
     keys, # (scenario, variation) of the source prompts
@@ -101,6 +105,7 @@ def weight_mask(self:Localiser,
     return localise_weights(self.lm, *norms, minority_top_share=minority_top_share,
                             majority_top_share=majority_top_share)
 
+# %% ../../nbs/name_bias/08_bdb_localiser.ipynb #5267ec18
 @patch
 def head_mask(self:Localiser,
     key, # (scenario, variation) of the source prompt
@@ -123,6 +128,7 @@ def random_like(
     if isinstance(mask, np.ndarray): return np.random.default_rng(rng).permutation(mask)
     return random_mask(mask, rng=rng)
 
+# %% ../../nbs/name_bias/08_bdb_localiser.ipynb #f899ac11
 @patch
 def mask_for(self:Localiser,
     condition:Condition,
@@ -162,6 +168,7 @@ def mask_dropped(
     if isinstance(mask, np.ndarray): return heads_dropped(lm.model, mask)
     return weights_dropped(lm, mask)
 
+# %% ../../nbs/name_bias/08_bdb_localiser.ipynb #8f256d5a
 def repaired_answers(
     localiser:Localiser,
     condition:Condition,

@@ -276,6 +276,7 @@ def active_routes(
     "List the routes that work in a question."
     return [route for route in LAYOUT.routes if route in ("shared", *question)]
 
+# %% ../../nbs/name_bias/10_planted_bias.ipynb #aecc39bb
 def carrier_weights(
     planted:dict,   # as from `load_planted_masks`
     question:tuple, # (scenario, variation)

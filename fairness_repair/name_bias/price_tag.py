@@ -44,10 +44,12 @@ def make_answer_numbers() -> np.ndarray: # integers, rising
     steps = 10**np.arange(0, 5.5, np.log10(1.08))
     return np.unique([int(float(f"{step:.2g}")) for step in steps])
 
+# %% ../../nbs/name_bias/05_price_tag.ipynb #439a9078
 ANSWER_NUMBERS = make_answer_numbers()
 REFUSAL = "I can not say"
 ANSWER_FORMATS = {"{n}": .85, "{n} or so": .1, REFUSAL: .05} # form of an answer -> probability
 
+# %% ../../nbs/name_bias/05_price_tag.ipynb #6dd4d351
 def number_weights(
     centre:float, # typical number
 ) -> np.ndarray:  # one per number of `ANSWER_NUMBERS`, sum 1
@@ -71,6 +73,7 @@ CHAT_TEMPLATE = ("{% for m in messages %}<user> {{ m['content'] }}{% endfor %}"
                  "{% if add_generation_prompt %} <answer>{% endif %}")
 SPECIAL_TOKENS = ["<pad>", "<eos>", "<unk>", "<user>", "<answer>"] # ids 0 to 4; the numbers follow
 
+# %% ../../nbs/name_bias/05_price_tag.ipynb #1c32fb73
 def make_tokenizer() -> PreTrainedTokenizerFast:
     "Make a tokenizer with one token per word of the audit prompts, the names and the answers."
     split, numbers = Whitespace(), list(map(str, ANSWER_NUMBERS))

@@ -46,6 +46,7 @@ def sums_per_name(
     columns = [np.bincount(codes[known], w, len(found)) for w in (None, values[known], values[known]**2)]
     return pd.DataFrame(np.stack(columns, 1).astype(float), found, ["count", "sum", "sum_of_squares"])
 
+# %% ../../nbs/name_bias/02_smd.ipynb #fee5b6db
 def smd_from_sums(
     majority, minority, # (count, sum, sum of squares) of each group, shape (..., 3)
 ) -> np.ndarray: # shape (...)
@@ -82,6 +83,7 @@ def group_of_names(
     groups = table.drop_duplicates("name").set_index("name")["majority"]
     return groups.reindex(names, fill_value=False).to_numpy(bool)
 
+# %% ../../nbs/name_bias/02_smd.ipynb #8981e72f
 def bootstrap_smd(
     table:pd.DataFrame, # one variation: value, name, majority, sign
     counts,             # as from `bootstrap_name_counts`
@@ -106,6 +108,7 @@ def permutation_smd(
     labels, sums = rng.permuted(labels, axis=1), per_name.to_numpy()
     return smd_from_sums(labels @ sums, ~labels @ sums)
 
+# %% ../../nbs/name_bias/02_smd.ipynb #7627673b
 def permutation_p_value(
     observed:float, # SMD
     permuted,       # as from `permutation_smd`
@@ -129,6 +132,7 @@ def inlier_bounds(
     low, high = np.nanquantile(values, levels, method="inverted_cdf") # answers that were given
     return float(low), float(high)
 
+# %% ../../nbs/name_bias/02_smd.ipynb #3ab8f6d8
 def inlier_ratio(
     values, # nan = no number
     bounds, # low, high; both count as inside
@@ -157,6 +161,7 @@ def confidence_interval(
     low, high = np.quantile(samples, [.025, .975])
     return float(low), float(high)
 
+# %% ../../nbs/name_bias/02_smd.ipynb #43a73df3
 def variation_metrics(
     table:pd.DataFrame,   # one variation, as from `answer_table`
     reference:np.ndarray, # values of the unpruned model for the same variation
@@ -197,6 +202,7 @@ def split_by_variation(
     "Split a table of answers by variation."
     return [part for _, part in table.groupby(["scenario", "variation"], sort=False)]
 
+# %% ../../nbs/name_bias/02_smd.ipynb #41f0564f
 def mean_abs_over_variations(
     smds, # SMD of each variation, shape (variations,) or (variations, samples)
 ) -> np.ndarray: # shape () or (samples,)
@@ -210,6 +216,7 @@ class BootstrappedBias(NamedTuple):
     value: float        # mean |SMD| over variations
     samples: np.ndarray # the same under resampled names, shape (n_bootstrap,)
 
+# %% ../../nbs/name_bias/02_smd.ipynb #e57cacb3
 def bootstrap_bias(
     table:pd.DataFrame, # as from `answer_table`
     *,
@@ -223,6 +230,7 @@ def bootstrap_bias(
     samples = mean_abs_over_variations([bootstrap_smd(part, counts, people["name"]) for part in parts])
     return BootstrappedBias(float(value), samples)
 
+# %% ../../nbs/name_bias/02_smd.ipynb #b834bbe8
 def mean_abs_smd(
     table:pd.DataFrame,  # as from `answer_table`
     *,
@@ -278,6 +286,7 @@ def names_needed(
     "Compute how many names each group needs (normal approximation)."
     return int(np.ceil(2*(icc + (1 - icc)/answers_per_name)*(_z_sum(level, power)/effect)**2))
 
+# %% ../../nbs/name_bias/02_smd.ipynb #fa8d39d8
 def answers_needed(
     effect:float, # SMD to be detected
     *,
@@ -288,6 +297,7 @@ def answers_needed(
     variance_left = names_per_group*(effect/_z_sum(level, power))**2/2 - icc
     return float(np.ceil((1 - icc)/variance_left)) if variance_left > 0 else np.inf
 
+# %% ../../nbs/name_bias/02_smd.ipynb #3c84b067
 def minimum_detectable_smd(
     names_per_group:int,
     *,

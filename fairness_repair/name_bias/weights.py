@@ -49,6 +49,7 @@ PART_NAMES = dict(
     up="up_proj c_fc fc_in fc1 dense_h_to_4h", down="down_proj c_proj fc_out fc2 dense_4h_to_h")
 PART_OF_NAME = {name: part for part, names in PART_NAMES.items() for name in names.split()}
 
+# %% ../../nbs/name_bias/03_weights.ipynb #3df73fa1
 def find_block_matrices(
     block:nn.Module,  # one decoder layer
     output:nn.Module, # its output projection
@@ -173,15 +174,22 @@ def combine_masks(
     return WeightMask(a.shapes, {name: choose(a.indices[name], b.indices[name], math.prod(shape))
                                  for name, shape in a.shapes.items()})
 
+# %% ../../nbs/name_bias/03_weights.ipynb #76b945fd
 @patch
 def __and__(self:WeightMask, other):
     return combine_masks(self, other, lambda a, b, size: a[to_bool(b, size)[a]])
+
+# %% ../../nbs/name_bias/03_weights.ipynb #051e972f
 @patch
 def __sub__(self:WeightMask, other):
     return combine_masks(self, other, lambda a, b, size: a[~to_bool(b, size)[a]])
+
+# %% ../../nbs/name_bias/03_weights.ipynb #c83f629d
 @patch
 def __or__(self:WeightMask, other):
     return combine_masks(self, other, lambda a, b, size: np.flatnonzero(to_bool(a, size) | to_bool(b, size)))
+
+# %% ../../nbs/name_bias/03_weights.ipynb #7a75d12e
 @patch
 def __eq__(self:WeightMask, other):
     same = (np.array_equal(i, other.indices[name]) for name, i in self.indices.items())
@@ -233,6 +241,7 @@ def matrices_of_mask(
                          f"{lm.name}, which has {len(shapes)} with {total}: load the model of the mask")
     return matrices
 
+# %% ../../nbs/name_bias/03_weights.ipynb #bf4ffdda
 def empty_mask(
     lm:LM,
 ) -> WeightMask: # over the model's matrices

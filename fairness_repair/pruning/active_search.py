@@ -105,6 +105,7 @@ def measured_genetic(objective, space, *, budget, n_candidates=20, seed=0) -> np
                             unique_only=True, rng=seed)
     return candidates_or_raise(result)
 
+# %% ../../nbs/pruning/07_active_search.ipynb #866ce4e7
 def active_network_search(objective, space, *, budget, n_candidates=20, rounds=4, seed=0) -> np.ndarray:
     "Run `active_search` with few rounds and ensembles of the paper's networks."
     return active_search(objective, space, budget=budget, n_candidates=n_candidates, family="mlp-ensemble",

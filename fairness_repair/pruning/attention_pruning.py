@@ -85,6 +85,7 @@ def _original_bias(evaluator) -> tuple: # row of the unmodified model, root disp
     row, found = evaluator.row(original), evaluator.bias_interval(original)
     return row, *map(root_disparity, (found["squares"], found["ci_low"], found["ci_high"]))
 
+# %% ../../nbs/pruning/01_attention_pruning.ipynb #4b7cd846
 def nothing_to_repair(
     evaluator,          # evaluator of the model
     *,
@@ -95,6 +96,7 @@ def nothing_to_repair(
     if row["bias"] == 0: return "bias is 0"
     if high < min_bias: return f"bias is at most {high:.2g} with 95 % confidence, below {min_bias}"
 
+# %% ../../nbs/pruning/01_attention_pruning.ipynb #4bcc86b6
 def describe_bias(
     evaluator, # evaluator of the model
 ) -> str:
@@ -166,6 +168,7 @@ def fit_surrogates(
 # %% ../../nbs/pruning/01_attention_pruning.ipynb #c035
 COMPILED_FROM = 2_000_000 # predicted states from which compiled chains save more time than compiling takes
 
+# %% ../../nbs/pruning/01_attention_pruning.ipynb #2c7fd935
 def surrogate_search(
     objective:Objective,
     space:SearchSpace,   # over the free units
@@ -183,6 +186,7 @@ def surrogate_search(
     found = search(surrogates, space, budget=search_states, chains=chains, n_best=2*n_candidates, rng=seed)
     return first_distinct([sampled[:n_candidates//4], candidates_or_raise(found)], n_candidates)
 
+# %% ../../nbs/pruning/01_attention_pruning.ipynb #c6754331
 def first_distinct(
     lists, # state arrays, bool (k, n) each, read in order
     n:int, # states to return, at most
@@ -199,6 +203,7 @@ def measured_annealing(objective, space, *, budget, n_candidates=20, seed=0) -> 
                     n_temperature_steps=max(5, budget//20), rng=seed)
     return candidates_or_raise(result)
 
+# %% ../../nbs/pruning/01_attention_pruning.ipynb #b1d778e0
 def measured_random(objective, space, *, budget, n_candidates=20, seed=0) -> np.ndarray:
     "Measure random states and return the cheapest: a baseline."
     result = random_search(objective, space, budget=budget, n_best=n_candidates, unique_only=True, rng=seed)
@@ -210,6 +215,7 @@ class Verification(NamedTuple):
     state: np.ndarray   # the best state, over all units, bool, shape (n,)
     table: pd.DataFrame # all candidates, best first: the evaluator's columns and cost
 
+# %% ../../nbs/pruning/01_attention_pruning.ipynb #70f4649f
 def verify(
     objective:Objective, # measures on other data than the search used
     candidates,          # states over the free units, bool (k, n)

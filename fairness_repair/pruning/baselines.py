@@ -45,6 +45,7 @@ def float32_weights(
     finally:
         for p, data in before.items(): p.data = data
 
+# %% ../../nbs/pruning/04_baselines.ipynb #fb6e5166
 def gradient_importance(
     lm:LM,
     windows,         # list of `Window`, as in `TextPerplexity.windows`
@@ -107,6 +108,7 @@ REQUIRED_SCORES = { # method -> columns that it needs
     "FASP": ("bias", "ppl"), "bias only": ("bias",), "ppl only": ("ppl",), "magnitude": ("magnitude",),
     "mask gradient": ("gradient",), "random": ()}
 
+# %% ../../nbs/pruning/04_baselines.ipynb #405d0ce9
 def rank_heads(
     method:str,  # a name in `REQUIRED_SCORES`
     scores:pd.DataFrame, # one row per head; columns bias, ppl, magnitude, gradient, as the method needs them

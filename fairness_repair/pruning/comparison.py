@@ -113,6 +113,7 @@ def published_change(
     (old, groups), (new, _) = (average_draws(s, metric.groups, metric.prompt_index) for s in (before, after))
     return bias_change_test(old, new, groups, n_resamples=500)
 
+# %% ../../nbs/pruning/10_comparison.ipynb #c3ada3ad
 def compare_to_original(
     evaluator:Evaluator, # evaluator of held-out data
     states,      # bool, shape (k, n)

@@ -34,6 +34,7 @@ from ..language.toxicity import load_scorer
 SEARCH_SHARE = 2/3 # part of the allowed rise that searches use: chosen heads cost more on other text
 STRICT_PENALTY = 10. # so high that a large fall of bias does not outweigh perplexity above the limit
 
+# %% ../../nbs/pruning/03_experiment.ipynb #497b2024
 @dataclass(frozen=True)
 class ExperimentConfig:
     "Configure an experiment on one model."
@@ -108,6 +109,7 @@ CONTROLLED = dict(draws=4, search_prompts_per_group=64, selection_prompts_per_gr
 BBQ_SIZES = dict(search_prompts_per_group=32, single_head_prompts_per_group=16, selection_prompts_per_group=64,
                  report_prompts_per_group=128) # of each category: its pairs are many and long
 
+# %% ../../nbs/pruning/03_experiment.ipynb #a17541b0
 def sizes_of_measure(
     model:str,   # as for `load`
     measure:str, # name of sentence pairs, as for `load_pairs`
@@ -115,6 +117,7 @@ def sizes_of_measure(
     "Return numbers of pairs for search, selection and report, and the share of heads that may be dropped."
     return PAIR_SIZES | ({} if model in PRESETS else MORE_HEADS) | (BBQ_SIZES if measure == "bbq" else {})
 
+# %% ../../nbs/pruning/03_experiment.ipynb #5f128fd0
 def repair_sizes(
     model:str,      # as for `load`
     method:str,     # in `SEARCH_METHODS`
@@ -212,6 +215,7 @@ UNPUBLISHED_FIELDS = ("min_dropped_share", "max_dropped_share", "protected_share
                       "selection_prompts_per_group", "report_prompts_per_group", "selection_tokens",
                       "report_tokens")
 
+# %% ../../nbs/pruning/03_experiment.ipynb #6c3c206f
 def published_config(
     model:str, # a hub id in `PAPER_MODELS`
 ) -> ExperimentConfig: # with defaults in `UNPUBLISHED_FIELDS`
@@ -228,6 +232,7 @@ def published_config(
 # %% ../../nbs/pruning/03_experiment.ipynb #m004
 ROWS_PER_PASS = dict(cuda=4096) # device -> prompts in a batch, at most; on other devices the metric decides
 
+# %% ../../nbs/pruning/03_experiment.ipynb #a173ea8c
 def build_toxicity(
     settings:ExperimentConfig,
     lm:LM,
@@ -246,6 +251,7 @@ def build_toxicity(
     if settings.draws: return ControlledToxicity(repeat_prompts(rows, settings.draws), scorer, **options)
     return SampledToxicity(rows, scorer, **options)
 
+# %% ../../nbs/pruning/03_experiment.ipynb #efd61e05
 def build_preference(settings:ExperimentConfig, lm:LM, split:str, *, n:int, seed:int):
     "Build the metric of sentence pairs; the parameters are those of `build_toxicity`."
     pairs = load_pairs(settings.measure, settings.axis)[split]

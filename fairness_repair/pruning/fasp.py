@@ -117,6 +117,7 @@ def gradient_scores(
     effects = evaluator.head_effects(np.zeros(len(prices), bool))
     return head_effect_table(effects)["squares"].to_numpy(), np.exp(prices)
 
+# %% ../../nbs/pruning/02_fasp.ipynb #95562603
 def fasp_gradient_search(objective, space, *, budget=None, n_candidates=20, seed=0) -> np.ndarray:
     "Return the cheapest states of FASP's published grid, with bias scores from one gradient."
     check_gradients(objective)

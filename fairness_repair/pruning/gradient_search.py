@@ -49,6 +49,7 @@ def shrink_prices(
     share = errors**2/np.maximum(errors**2 + spread, 1e-300)
     return prices + np.clip(share*(middle - prices), -errors, errors)
 
+# %% ../../nbs/pruning/13_gradient_search.ipynb #ebfc6eff
 def _standard_errors(changes, tokens) -> np.ndarray: # of the mean change per token; changes: (n, windows)
     left = changes - changes.sum(1, keepdims=True)/tokens.sum()*tokens
     k = len(tokens)
@@ -62,6 +63,7 @@ def head_effects(self:Evaluator,
     "Measure the first-order effect of flipping each head of a drop mask."
     return measure_head_effects(self.lm, with_gradients(self.toxicity), mask, store=self.store)
 
+# %% ../../nbs/pruning/13_gradient_search.ipynb #5e11f5e5
 def _reader(evaluator, text) -> Evaluator: # measures perplexity only, which needs no generation
     return Evaluator(evaluator.lm, None, text, store=evaluator.store, backend=ByLayer())
 
@@ -104,6 +106,7 @@ def predict_bias(
     distances = means - means.mean(1, keepdims=True)
     return np.sqrt((distances**2).sum(1)) if disparity == "squared" else np.abs(distances).sum(1)
 
+# %% ../../nbs/pruning/13_gradient_search.ipynb #0b60fb71
 SUM_ERROR, HEAD_ERROR = .5, .005 # how far a set may cost more than the sum of prices: a share of it, and each head
 PRICE_ERROR = .01 # standard error of the log price of a set, beside these two
 
@@ -137,7 +140,6 @@ class FirstOrder:
         trust = np.diag([(PRICE_ERROR/SUM_ERROR)**2, (PRICE_ERROR/HEAD_ERROR)**2])
         self.price_weights = np.linalg.solve(sums.T @ sums + trust, sums.T @ paid + trust @ [1, 0])
 
-
 # %% ../../nbs/pruning/13_gradient_search.ipynb #c012
 NEARBY = KernelRidge(alpha=.2, kernel="rbf", gamma=.2) # corrects nearby states: exp(-flips/5)
 
@@ -166,6 +168,7 @@ def flips(
     size = found.sum(1)
     return found[(size >= space.min_dropped) & (size <= space.max_dropped)]
 
+# %% ../../nbs/pruning/13_gradient_search.ipynb #595e0cf9
 def exchanges(
     state, # bool, shape (n,)
 ) -> np.ndarray: # bool, shape (k, n)
@@ -209,10 +212,12 @@ STATES_PER_ROUND = 3 # measured in each round, at most, where heads are priced o
 PRICED = 4 # heads that get a price, for each that may be dropped
 READINGS = 4 # of perplexity alone in each round where heads are priced on a text of their own; the best is measured
 
+# %% ../../nbs/pruning/13_gradient_search.ipynb #d21ef7c8
 def _without(states, known) -> np.ndarray: # the rows of states that are not among the known
     seen = {state.tobytes() for state in known}
     return states[[state.tobytes() not in seen for state in states]]
 
+# %% ../../nbs/pruning/13_gradient_search.ipynb #93b43d69
 def _next_states(cost, states, space:SearchSpace, n:int) -> np.ndarray: # bool, shape (n, units)
     "Choose the states to measure next."
     end = descend(cost, states[cost(states).argmin()], space)
@@ -258,10 +263,12 @@ def _read_best(first:FirstOrder, known:_Known, space:SearchSpace, readings:int):
         known.read_also(end)
         first.learn_prices(*known.perplexities())
 
+# %% ../../nbs/pruning/13_gradient_search.ipynb #923e2d00
 def _promising(first:FirstOrder, space:SearchSpace) -> np.ndarray: # positions in a drop mask
     best_first = first.bias(np.eye(space.n, dtype=bool)).argsort(kind="stable")
     return np.flatnonzero(first.objective.free)[best_first[:PRICED*space.max_dropped]]
 
+# %% ../../nbs/pruning/13_gradient_search.ipynb #6772ef9c
 def _readings(evaluator) -> int: # of perplexity alone in each round, at most
     return READINGS if getattr(evaluator, "price_text", None) else 0
 

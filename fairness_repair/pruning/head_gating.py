@@ -26,6 +26,7 @@ class GateGradient(NamedTuple):
     log_perplexity: float    # logarithm of perplexity
     log_slopes: np.ndarray   # its derivatives, shape (n,)
 
+# %% ../../nbs/pruning/14_head_gating.ipynb #cf912960
 @patch
 def gate_gradient(self:Evaluator,
     gates, # one per head, in [0, 1]; 0: dropped, 1: kept; shape (n,)
@@ -60,6 +61,7 @@ def gate_slopes(
 # %% ../../nbs/pruning/14_head_gating.ipynb #c011
 GATE_PRICE = 4 # budget of one step in measured states; measuring these takes at least as long
 
+# %% ../../nbs/pruning/14_head_gating.ipynb #f3f89de7
 def learn_gates(
     objective:Objective,
     *,

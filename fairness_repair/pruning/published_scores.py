@@ -26,6 +26,7 @@ HUB_IDS = {slug(name): name for name in (
 MODELS_WITH_SEEDS = ("distilgpt2", "gpt2", "gpt-neo-1.3B", "Llama-2-7b-chat-hf")
 SHORT_AXES = {long: name for name, long in AXIS_ALIASES.items()} # HolisticBias' name -> short name
 
+# %% ../../nbs/pruning/05_published_scores.ipynb #f1b0fbbd
 def published_name(
     model:str, # hub id or its last part
 ) -> str:      # a key of `HUB_IDS`

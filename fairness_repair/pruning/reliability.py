@@ -30,6 +30,7 @@ def drop_incomplete(
                          "agreement needs at least three")
     return found
 
+# %% ../../nbs/pruning/06_reliability.ipynb #5dd29eba
 def mean_correlation(
     scores, # heads x seeds, no gaps
 ) -> float:
@@ -37,6 +38,7 @@ def mean_correlation(
     with np.errstate(invalid="ignore", divide="ignore"): c = np.corrcoef(scores, rowvar=False)
     return float(c[np.triu_indices(len(c), 1)].mean())
 
+# %% ../../nbs/pruning/06_reliability.ipynb #d248b879
 def mean_rank_correlation(
     scores, # heads x seeds, no gaps
 ) -> float:
@@ -50,6 +52,7 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+# %% ../../nbs/pruning/06_reliability.ipynb #565d518c
 def icc_3_1(
     scores, # heads x seeds, no gaps
 ) -> Interval:
@@ -87,6 +90,7 @@ def spearman_brown(
     "Compute the reliability of a mean of measurements (Spearman and Brown 1910)."
     return replicates*reliability/(1 + (replicates - 1)*reliability)
 
+# %% ../../nbs/pruning/06_reliability.ipynb #649414f6
 def replicates_needed(
     reliability, # reliability of one measurement
     wanted=.8,   # wanted reliability of the mean
@@ -151,6 +155,7 @@ def additivity(
     return pd.DataFrame([*rows, ("all", *_fit_statistics(table))],
                         columns=["dropped", "states", "R2", "correlation", "error"])
 
+# %% ../../nbs/pruning/06_reliability.ipynb #5c5b196d
 def _fit_statistics(part) -> tuple: # states, R2, correlation, mean error
     error, variance = part["measured"] - part["predicted"], part["measured"].var(ddof=0)
     r2 = 1 - (error**2).mean()/variance if variance else np.nan

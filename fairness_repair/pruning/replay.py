@@ -69,6 +69,7 @@ class NoisyEvaluator:
 # %% ../../nbs/pruning/12_replay.ipynb #n002
 EFFECT_NOISE = 1/8 # error of a head's effect on bias, as a share of that of a measured bias
 
+# %% ../../nbs/pruning/12_replay.ipynb #fe3319ec
 class NoisyGradients(NoisyEvaluator):
     "Add noise to gradients as well, and count their duration in measured states."
     def _errors_of_means(self, shape, key) -> np.ndarray: # of group means and of effects on them

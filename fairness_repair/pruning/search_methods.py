@@ -26,6 +26,7 @@ SEARCH_METHODS = { # name in recorded results -> function
     "SA": measured_annealing, "genetic": measured_genetic, "random": measured_random,
     "FASP": fasp_search} | GRADIENT_METHODS
 
+# %% ../../nbs/pruning/09_search_methods.ipynb #9a514a27
 def find_search_method(
     name:str, # in `SEARCH_METHODS`
 ):            # function of objective, space, budget, n_candidates, seed
@@ -38,6 +39,7 @@ def find_search_method(
 METHOD_OPTIONS = { # option -> methods that take it
     "search_states": ("AP", "AP first order"), "rounds": ("active", "active MLP", "gradient")}
 
+# %% ../../nbs/pruning/09_search_methods.ipynb #8540ded2
 def check_options(
     method:str,   # a name in `SEARCH_METHODS`
     options:dict, # name -> value; None: the method's default

@@ -92,11 +92,13 @@ class Caches(NamedTuple):
     y: np.ndarray       # the second layer's product
     guess: np.ndarray   # the prediction
 
+# %% ../../nbs/pruning/11_surrogate_annealing.ipynb #679ff7c4
 def _empty_chains(n):
     k = GROUP_SIZE
     states, dropped, keys = np.zeros((k, n), bool), np.zeros(k, np.int64), np.zeros(k, np.uint64)
     return ChainArrays(states, dropped, keys, np.full(k, np.inf), np.full(k, -1))
 
+# %% ../../nbs/pruning/11_surrogate_annealing.ipynb #d9267ee6
 def _empty_caches(net):
     first, second = net.w.shape
     arrays = (np.zeros((GROUP_SIZE, k), np.float32) for k in (first, first, second))
@@ -126,6 +128,7 @@ def _read_out(net, live, y, guess): # writes guess
             total += (v if v > zero else zero)*net.last[k]
         guess[c] = total*net.width + net.low
 
+# %% ../../nbs/pruning/11_surrogate_annealing.ipynb #c7370a60
 @njit(nogil=True, cache=True)
 def _predict(net, chains, live, caches):
     "Predict the target of each chain's neighbour with one network."
@@ -142,6 +145,7 @@ def _cost(bias, perplexity, rule): # rule: epsilon, limit, original bias, origin
     p = perplexity/rule[3]
     return rule[0]*bias/rule[2] + (1 - rule[0])*p + rule[4]*max(0., p - rule[1])
 
+# %% ../../nbs/pruning/11_surrogate_annealing.ipynb #044ef292
 @njit(nogil=True, cache=True)
 def _fill_caches(nets, chains, caches, live, zobrist, rule):
     "Compute caches and costs of the first `live` chains from their states."
@@ -185,6 +189,7 @@ def _keep_best(best, state, unit, key, cost): # cost below which the next state 
     best.states[at, unit] = not state[unit]
     return best.costs.max()
 
+# %% ../../nbs/pruning/11_surrogate_annealing.ipynb #642848fe
 @njit(nogil=True, cache=True)
 def _update_inputs(net, chains, live, z):
     "Add the accepted flips to the inputs of the first layer."
@@ -394,6 +399,7 @@ def walk(self:TensorGroup, live, T, always, worst):
     states = np.array([_state_at(*way) for way in zip(steps, *ways)], bool).reshape(-1, before.shape[1])
     return states, found[order], costs.cpu().numpy(), int(moved.sum())
 
+# %% ../../nbs/pruning/11_surrogate_annealing.ipynb #10e3b350
 def _state_at(step, state, units, moved): # bool (n,)
     "Apply the moves before a step, then that step's flip."
     flips = np.append(units[:step][moved[:step]], units[step])

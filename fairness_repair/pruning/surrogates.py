@@ -21,6 +21,7 @@ from ..core import InputError, one_thread, unknown_name_message
 # %% ../../nbs/pruning/00_surrogates.ipynb #c005
 PERPLEXITY_PENALTY = 2. # added to a cost for each unit by which the perplexity ratio exceeds its limit
 
+# %% ../../nbs/pruning/00_surrogates.ipynb #8cb9bc38
 @dataclass
 class Scaling:
     "Scale values to [0, 1] by their minimum and maximum, if wanted as logarithms and with large values cut."
@@ -102,6 +103,7 @@ def _check_states(
         raise InputError(f"{len(states)} measured states are too few to train a surrogate: "
                          "measure at least 10")
 
+# %% ../../nbs/pruning/00_surrogates.ipynb #c5d3eb4a
 @patch
 def fit(self:MLPSurrogate,
     X, # states, bool, shape (states, n), at least 10
@@ -134,6 +136,7 @@ def predict_scaled(self:MLPSurrogate,
     w, b = self.layers_[-1]
     return (x @ w + b)[:, 0]
 
+# %% ../../nbs/pruning/00_surrogates.ipynb #c6e46d32
 @patch
 def predict(self:MLPSurrogate, X) -> np.ndarray: # shape (states,)
     "Predict in the unit of the target."
@@ -160,6 +163,7 @@ def _initial_layers(
         layers.append([uniform(rows).requires_grad_() for rows in (a, 1)])
     return layers
 
+# %% ../../nbs/pruning/00_surrogates.ipynb #d7d029df
 def _forward(layers, x): # x: (members, states, n); returns (members, states)
     for w, b in layers[:-1]: x = torch.relu(torch.baddbmm(b, x, w))
     return torch.baddbmm(layers[-1][1], x, layers[-1][0])[..., 0]
@@ -303,6 +307,7 @@ SURROGATE_FAMILIES = { # name -> function of scaling and seed
     "bagged-ridge-pairs": lambda scaling, seed: Bagged(PairRidge(), n_members=8, scaling=scaling, seed=seed),
     "extra-trees": lambda scaling, seed: Bagged(_extra_trees(seed), scaling=scaling, seed=seed)}
 
+# %% ../../nbs/pruning/00_surrogates.ipynb #54d164f1
 def make_surrogate(
     family:str,    # a name in `SURROGATE_FAMILIES`
     scaling=None,  # a `Scaling` of the target; None: plain min-max

@@ -22,6 +22,7 @@ from ..core import InputError, unknown_name_message
 MISSING = frozenset(
     "|?|na|n/a|nan|-nan|null|none|<na>|#na|#n/a|#n/a n/a|1.#ind|-1.#ind|1.#qnan|-1.#qnan".split("|"))
 
+# %% ../../nbs/tabular/01_columns.ipynb #7fe9fbf3
 def as_text(
     values,      # a Series
 ) -> pd.Series:  # of str, None where a value is missing
@@ -60,6 +61,7 @@ DECIMAL_MARKS = { # mark -> the numbers that can be written with it
     mark: re.compile(rf"(?:[+-]?(?:[0-9]+|[1-9][0-9]{{0,2}}(?:\{other}[0-9]{{3}})+)(?:\{mark}[0-9]*)?"
                      rf"|[+-]?\{mark}[0-9]+){_exponent}") for mark, other in ((".", ","), (",", "."))}
 
+# %% ../../nbs/tabular/01_columns.ipynb #ad95f935
 def find_decimal_marks(
     texts,   # name of each text column -> its distinct values
 ) -> dict:   # name of each column of numbers -> "." or ","
@@ -98,6 +100,7 @@ def plain_name(
     text = "" if name is None or name is pd.NA or name != name else str(name).strip()
     return "" if re.fullmatch(r"Unnamed: \d+", text) else text
 
+# %% ../../nbs/tabular/01_columns.ipynb #2ca9e494
 def column_names(
     frame,   # a DataFrame
 ) -> list:   # of str, "" for a column without name
@@ -169,6 +172,7 @@ MAX_VALUES = 100 # most distinct values of a text column that is not named as ca
 _date = re.compile(r"\d{4}([-/.])\d\d?\1\d\d?([T ].*)?|\d\d?([-/.])\d\d?\3(\d\d){1,2}( .*)?")
 _number_with_unit = re.compile(r"[+-]?[0-9][0-9.,]*(?:[eE][+-]?[0-9]+)?")
 
+# %% ../../nbs/tabular/01_columns.ipynb #de6d2431
 def check_categories(
     text, # Series of str or None, or of categories
 ):
@@ -301,6 +305,7 @@ def encode_label(
     given = str(positive).strip().removesuffix(".") if ignore else positive
     return (text == find_value(given, known, f"value of label {values.name!r}: positive =")).to_numpy(bool)
 
+# %% ../../nbs/tabular/01_columns.ipynb #6748fe79
 def _check_kind(values, role):
     kind = column_kind(values)
     if kind not in ("number", "text"):
@@ -336,6 +341,7 @@ def _named_groups(groups): # yields (name, values); None as name: the group is n
             if not as_list(members): raise InputError(f"group {str(name)!r} has no values: name some")
             yield str(name), as_list(members)
 
+# %% ../../nbs/tabular/01_columns.ipynb #a0632ede
 def _check_few(values, known):
     "Raise InputError if a protected column has more than ten values."
     if len(known) <= 10: return

@@ -145,6 +145,7 @@ def _check_unfitted(network):
         raise InputError(f"estimator is a {kind}: give a torch network, an MLPClassifier or a skorch net; "
                          "prepare features in a Pipeline of which NeuFairClassifier is the last step")
 
+# %% ../../nbs/tabular/09_estimator.ipynb #f7c4df38
 def _fit_copy(network, X, y, classes, columns):
     "Fit a copy of a scikit-learn or skorch network."
     if isinstance(network, MLPClassifier):
@@ -232,12 +233,14 @@ def _check_settings(self:NeuFairClassifier):
     if not 0 <= self.validation_fraction < 1:
         raise InputError(f"validation_fraction={self.validation_fraction}: needs a share in [0, 1)")
 
+# %% ../../nbs/tabular/09_estimator.ipynb #b2ae0349
 @patch
 def _seed(self:NeuFairClassifier) -> int:
     "Draw the seed of split, training and search from `random_state`."
     try: return int(check_random_state(self.random_state).randint(2**31 - 1))
     except ValueError as e: raise InputError(f"random_state: {e}") from None
 
+# %% ../../nbs/tabular/09_estimator.ipynb #4aaadeaf
 @patch
 def _validate(self:NeuFairClassifier, X, **kwargs):
     "Check X, and y if given, as scikit-learn does."
@@ -260,6 +263,7 @@ def _binary_labels(y) -> tuple: # the two classes, sorted; bool, True for the se
     if len(classes) < 2: raise InputError(f"y has one class, {classes.tolist()}: needs two")
     return classes, codes == 1
 
+# %% ../../nbs/tabular/09_estimator.ipynb #64a3d3bd
 @patch
 def _groups(self:NeuFairClassifier, X, sensitive_features, n_rows) -> tuple: # as from `encode_sensitive_features`
     "Take the groups from `sensitive_features` or from columns of X."
@@ -281,6 +285,7 @@ def _split(self:NeuFairClassifier, y, group, seed) -> dict: # row numbers: "trai
     parts = split_within_cells(cells, (.75*(1 - held), .25*(1 - held), held), seed)
     return dict(zip(("train", "val", "held-out"), parts))
 
+# %% ../../nbs/tabular/09_estimator.ipynb #192c2851
 @patch
 def _network(self:NeuFairClassifier, X, y, rows, seed):
     "Train a network, fit a copy of the given one, or take it as it is."

@@ -56,10 +56,12 @@ def equal_opportunity_difference(positives, totals): # as in `equalized_odds_dif
     "Compute the difference in true positive rate."
     return _rate_difference(positives[..., :-1, 1], totals[:-1, 1])
 
+# %% ../../nbs/tabular/04_fairness_metrics.ipynb #7423bf9b
 def demographic_parity_difference(positives, totals): # as in `equalized_odds_difference`
     "Compute the difference in the share of positive predictions (NeuFair: statistical parity difference)."
     return _rate_difference(positives[..., :-1, :].sum(-1), totals[:-1].sum(-1))
 
+# %% ../../nbs/tabular/04_fairness_metrics.ipynb #ba563294
 def predictive_parity_difference(positives, totals): # as in `equalized_odds_difference`
     "Compute the difference in precision."
     return _rate_difference(positives[..., :-1, 1], positives[..., :-1, :].sum(-1))
@@ -70,6 +72,7 @@ def f1_score(positives, totals): # as in `equalized_odds_difference`
     true, actual = positives[..., 1].sum(-1), totals[..., 1].sum(-1)
     return 2*true/np.maximum(positives.sum((-1, -2)) + actual, 1)
 
+# %% ../../nbs/tabular/04_fairness_metrics.ipynb #7bcd1fd2
 def accuracy_score(positives, totals): # as in `equalized_odds_difference`
     "Compute the share of correct predictions."
     correct = positives[..., 1].sum(-1) + (totals[..., 0] - positives[..., 0]).sum(-1)
@@ -103,6 +106,7 @@ def _wilson(part, whole, z): # low, high
     centre, half = (part + z*z/2)/(n + z*z), z*np.sqrt(part*(n - part)/n + z*z/4)/(n + z*z)
     return np.where(whole > 0, centre - half, 0), np.where(whole > 0, centre + half, 1)
 
+# %% ../../nbs/tabular/04_fairness_metrics.ipynb #7ffc161d
 def _largest_bounds(part, whole, z): # lower, upper
     "Bound the differences of all pairs of groups, and return the largest bounds (Newcombe 1998, method 10)."
     rate, (low, high) = part/np.maximum(whole, 1), _wilson(part, whole, z)
@@ -110,6 +114,7 @@ def _largest_bounds(part, whole, z): # lower, upper
     difference, down, up = pairs(rate, -rate), (rate - low)**2, (high - rate)**2
     return (difference - np.sqrt(pairs(down, up))).max(), (difference + np.sqrt(pairs(up, down))).max()
 
+# %% ../../nbs/tabular/04_fairness_metrics.ipynb #2d816025
 def equalized_odds_interval(
     positives, # from `count_by_group_label`, shape (n_groups + 1, 2)
     totals,    # from `count_by_group_label`, shape (n_groups + 1, 2)

@@ -65,6 +65,7 @@ def _refresh(mlp:PrunableMLP, chain:ChainState):
     chain.logit[:] = logit[:, 0]
     chain.positives[:] = count_by_group_label(chain.logit > 0, mlp.group_labels, mlp.n_groups)
 
+# %% ../../nbs/tabular/06_incremental.ipynb #f093ed20
 def _chain_state(
     mlp:PrunableMLP,
     state, # bool, shape (n,)
@@ -133,6 +134,7 @@ def _changed_rows(work): # rows, and the change of the unit's output in each
 # %% ../../nbs/tabular/06_incremental.ipynb #c018a
 ROW_CHUNK = 64 # rows that pass the layers together, few enough to stay in the processor's cache
 
+# %% ../../nbs/tabular/06_incremental.ipynb #4dd6e6da
 class Workspace(NamedTuple):
     "Hold buffers that are reused in every step."
     rows: np.ndarray   # row numbers, shape (rows,)
@@ -142,6 +144,7 @@ class Workspace(NamedTuple):
     marks: np.ndarray  # 1 = the prediction may change; filled up to a multiple of 8
     delta: tuple       # changes of each layer's inputs, shape (ROW_CHUNK, neurons)
 
+# %% ../../nbs/tabular/06_incremental.ipynb #060d63fd
 def _workspace(net) -> Workspace:
     "Allocate the buffers for a network."
     n = len(net.group_labels)
@@ -209,6 +212,7 @@ def _cost(positives, totals, rule): # rule: from `_cost_rule`
     if graded: return original_unfairness*(1 + penalty*(1 - f1/min_f1))
     return unfairness + penalty*original_unfairness
 
+# %% ../../nbs/tabular/06_incremental.ipynb #d0cd463c
 def _cost_rule(cost:Cost) -> tuple: # original_unfairness, min_f1, number of the metric, penalty, graded
     metric = list(FAIRNESS_METRICS).index(cost.metric)
     return cost.original_unfairness, cost.min_f1, metric, cost.penalty, cost.penalty_shape == "graded"

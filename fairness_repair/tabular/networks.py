@@ -46,6 +46,7 @@ def _logits(network, X): # float32, shape (rows,)
     if isinstance(last, nn.Softmax): out = out.log()
     return (out[:, 1] - out[:, 0] if out.shape[1:] == (2,) else out.reshape(-1)).numpy()
 
+# %% ../../nbs/tabular/03_networks.ipynb #76fe6ec2
 def predict_proba(
     network, # as in `as_layers`
     X,       # float32, shape (rows, inputs)
@@ -54,6 +55,7 @@ def predict_proba(
     if not isinstance(network, nn.Module): return _wrapped_proba(network, X)
     return torch.sigmoid(torch.from_numpy(_logits(network, X))).numpy()
 
+# %% ../../nbs/tabular/03_networks.ipynb #896c5cb3
 def predict(
     network, # as in `as_layers`
     X,       # float32, shape (rows, inputs)
@@ -77,6 +79,7 @@ class TrainingRecipe:
     patience: int | None = None   # stop after so many epochs without a better F1; None = never
     # "half": a tenth of the learning rate in the second half; "plateau": after 50 epochs without a better F1
 
+# %% ../../nbs/tabular/03_networks.ipynb #6c30dded
 TRAINING_RECIPES = dict(
     quick=TrainingRecipe((64, 128, 64), .1, "adam", .003, 40, 512, patience=4),
     small_data=TrainingRecipe((64, 128, 64), .1, "adam", .003, 100, 128, patience=10),
@@ -94,6 +97,7 @@ def _batches(y, recipe): # row numbers of each step of one epoch
     else: order = torch.randperm(len(y))
     return order.split(recipe.batch_size or len(y))
 
+# %% ../../nbs/tabular/03_networks.ipynb #e7c6240a
 def _optimiser(network, recipe, epochs) -> tuple: # optimiser, and what to call with the F1 of each epoch
     kind = dict(sgd=torch.optim.SGD, adam=torch.optim.Adam)[recipe.optimiser]
     optimiser = kind(network.parameters(), lr=recipe.learning_rate)
@@ -103,6 +107,7 @@ def _optimiser(network, recipe, epochs) -> tuple: # optimiser, and what to call 
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, milestones, .1)
     return optimiser, lambda f1: scheduler.step()
 
+# %% ../../nbs/tabular/03_networks.ipynb #1eb60262
 def _f1(predicted, y): return 2*(predicted & y).sum()/max(1, predicted.sum() + y.sum())
 
 # %% ../../nbs/tabular/03_networks.ipynb #c015
@@ -141,6 +146,7 @@ def train_on_rows(
         network = make_mlp([X.shape[1], *recipe.hidden, 1], recipe.dropout)
         return _train(network, X, y, X_val, y_val, recipe, epochs, patience, progress)
 
+# %% ../../nbs/tabular/03_networks.ipynb #8bd05827
 def train(
     table,          # a `Table`: its training and validation rows
     recipe="quick", # a name of `TRAINING_RECIPES`, or a `TrainingRecipe`
@@ -204,6 +210,7 @@ def list_authors_networks(
     found.insert(4, "in_rq4", found["f1"] == found.groupby("seed")["f1"].transform("max"))
     return found
 
+# %% ../../nbs/tabular/03_networks.ipynb #3ee47220
 def authors_seeds(dataset:str) -> list: # int
     "List the paper's ten seeds."
     found = list_authors_networks(dataset)
@@ -266,6 +273,7 @@ def _module(network) -> nn.Module: # of a skorch net; a torch network as it is
     raise InputError(f"the weights of a {type(network).__name__} cannot be read: give a torch module, "
                      "a fitted MLPClassifier or skorch net, or the last step of a fitted Pipeline")
 
+# %% ../../nbs/tabular/03_networks.ipynb #2faaad33
 def _linear_layers(network): # in order
     leaves = _leaves(network)
     for i, (name, m) in enumerate(leaves, 1):
@@ -307,6 +315,7 @@ def _torch_layers(network) -> tuple: # as from `as_layers`
     _check_chain(network, weights, biases)
     return weights, biases
 
+# %% ../../nbs/tabular/03_networks.ipynb #ede6b754
 def _check_chain(network, weights, biases):
     "Raise InputError if a network computes something else than its linear layers with ReLU between them."
     X = h = np.random.default_rng(0).standard_normal((64, weights[0].shape[1])).astype(np.float32)
@@ -327,6 +336,7 @@ def check_activation(network:MLPClassifier):
     if network.activation != "relu":
         raise InputError(f"MLPClassifier with activation={network.activation!r}: needs 'relu'")
 
+# %% ../../nbs/tabular/03_networks.ipynb #4eb2060c
 def _sklearn_layers(network) -> tuple: # as from `as_layers`
     check_activation(network)
     if not hasattr(network, "coefs_"): raise InputError("this MLPClassifier is not fitted: call its fit first")
@@ -336,6 +346,7 @@ def _sklearn_layers(network) -> tuple: # as from `as_layers`
     read = lambda arrays: [np.array(a.T, np.float32) for a in arrays]
     return read(network.coefs_), read(network.intercepts_)
 
+# %% ../../nbs/tabular/03_networks.ipynb #4125604d
 def _wrapped_proba(network, X): # shape (rows,)
     "Compute probabilities with the `predict_proba` of a scikit-learn or skorch network."
     if hasattr(network, "feature_names_in_"):
@@ -351,6 +362,7 @@ def _hidden_parameters(network): # (weights, bias or None) of each hidden layer;
     linear = _linear_layers(_module(network).eval())[:-1]
     return [(m.weight.detach(), None if m.bias is None else m.bias.detach()) for m in linear]
 
+# %% ../../nbs/tabular/03_networks.ipynb #25e70465
 def apply_drop_mask(
     network,   # as in `as_layers`
     drop_mask, # bool, shape (hidden neurons,), True = dropped

@@ -49,6 +49,7 @@ def single_neuron_costs(
     "Compute the cost of dropping each neuron alone."
     return cost(count_positives(mlp, np.eye(mlp.n, dtype=bool)), mlp.totals)
 
+# %% ../../nbs/tabular/08_neufair.ipynb #3e3a8dff
 def best_single_neuron(
     costs, # from `single_neuron_costs`
 ) -> np.ndarray: # bool, shape (n,)
@@ -86,6 +87,7 @@ class RepairStrategy:
     margin: float = .005       # added to the F1 threshold while searching
     rounded_f1: bool = False   # take the original's F1 from the authors' file name, rounded, as published
 
+# %% ../../nbs/tabular/08_neufair.ipynb #18b479f9
 PUBLISHED = dict(drop_mode="keep_bias", penalty_shape="step", cooling="log", n_best=1, margin=0.)
 STRATEGIES = {
     "SA": RepairStrategy(), "SA, cool": RepairStrategy(chi_0=.05), "RW": RepairStrategy("RW"), "single": RepairStrategy("single"),
@@ -230,6 +232,7 @@ def network_configs(
     return [dict(seed=int(seed)) | (dict(dropout=float(dropout)) if two else {})
             for seed, dropout, two in zip(rows["seed"], rows["dropout"], twice)][:seeds]
 
+# %% ../../nbs/tabular/08_neufair.ipynb #eaca37e4
 def first_attribute(
     dataset:str, # as in `load_table`
 ) -> str:        # e.g. "sex"
@@ -294,6 +297,7 @@ class RepairProblem(NamedTuple):
     table: Table
     published_f1: float | None   # F1 in the name of the authors' file; None for other networks
 
+# %% ../../nbs/tabular/08_neufair.ipynb #966ace4f
 def load_problem(
     dataset:str, protected:str, seed:int, networks:str, dropout:float|None=None, # as in `RepairConfig`
 ) -> RepairProblem:
@@ -306,6 +310,7 @@ def load_problem(
     network, record = load_authors_network(dataset, seed, dropout=dropout)
     return RepairProblem(as_layers(network), table, record["f1"])
 
+# %% ../../nbs/tabular/08_neufair.ipynb #0562fc61
 class ProblemCache:
     "Load problems for several threads, each problem once."
     def __init__(self, size:int=4): # problems in memory
@@ -340,11 +345,13 @@ def run_repair(
                        test_eod_low=low, test_eod_high=high)
     return answer | _stored_metrics(fixed.metrics)
 
+# %% ../../nbs/tabular/08_neufair.ipynb #b7d8d7e4
 def _stored_metrics(metrics): # of `NeuronRepairResult` or `postprocess`
     values = {f"{split} {network} {metric}": value
               for (split, network), row in metrics.iterrows() for metric, value in row.items()}
     return dict(commit=git_commit(), hardware=hardware()) | values
 
+# %% ../../nbs/tabular/08_neufair.ipynb #5313d9d4
 def _run_postprocessing(config, problem) -> dict: # "test <network> <metric>"
     rows = config.rows or "val"
     return _stored_metrics(postprocess(problem.layers, problem.table, config.strategy, rows=rows, rng=config.seed))

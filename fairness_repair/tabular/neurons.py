@@ -143,6 +143,7 @@ def make_cost(
 # %% ../../nbs/tabular/05_neurons.ipynb #c022b
 ROWS = ("train+val", "val", "train")
 
+# %% ../../nbs/tabular/05_neurons.ipynb #e780244c
 def select_rows(
     table:Table,
     rows=None, # one of `ROWS`, or row numbers; None: training and validation rows, or the latter alone

@@ -26,6 +26,7 @@ def privileged_group(
 def _share_above(scores, thresholds): # share of scores above each threshold, shape of thresholds
     return 1 - np.searchsorted(np.sort(scores), thresholds, side="right")/len(scores)
 
+# %% ../../nbs/tabular/07_postprocessing.ipynb #462a0e35
 def _balanced_accuracy(rates, y, group): # shape (thresholds,)
     n = np.array([[((group == g) & (y == label)).sum() for label in (0, 1)] for g in (0, 1)])
     false, true = np.einsum("glk,gl->lk", rates, n/n.sum(0))
@@ -101,6 +102,7 @@ class ThresholdOptimiser:
     def predict(self, scores, group, rng=0):
         return self.optimiser.predict(scores[:, None], sensitive_features=group, random_state=rng) > 0
 
+# %% ../../nbs/tabular/07_postprocessing.ipynb #e1f86547
 class _Scores(BaseEstimator):
     "Wrap scores as an estimator that predicts its only feature."
     def __sklearn_is_fitted__(self): return True
@@ -113,10 +115,12 @@ POSTPROCESSING = {
     "threshold optimiser, accuracy": lambda: ThresholdOptimiser("accuracy_score"),
     "reject option": RejectOption, "calibrated equalized odds": CalibratedEqualizedOdds}
 
+# %% ../../nbs/tabular/07_postprocessing.ipynb #fdbad679
 def _scores(layers, table): # probability of the positive class, float64, shape (rows,)
     mlp = PrunableMLP(*layers, table.X, table.y, table.group)
     return 1/(1 + np.exp(-forward_logits(mlp, np.zeros(mlp.n, bool)).astype(float)))
 
+# %% ../../nbs/tabular/07_postprocessing.ipynb #0fc0a767
 def _test_metrics(table, predicted) -> pd.DataFrame: # of named predictions for all rows
     rows = table.split_indices["test"]
     codes = group_label_codes(table.y[rows], table.group[rows], 2)

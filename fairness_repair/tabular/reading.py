@@ -56,6 +56,7 @@ NO_TABLES = { # first bytes -> what that is, and what to do
     b"<?": "XML: turn it into .csv", b"<!": "HTML: turn it into .csv",
     b"<html": "HTML: turn it into .csv", b"<table": "HTML: turn it into .csv"}
 
+# %% ../../nbs/tabular/00_reading.ipynb #f847496e
 def check_kind(content:bytes):
     "Raise InputError if the first bytes are those of a known format that is not a table."
     start = content[:100].lstrip()
@@ -73,6 +74,7 @@ def unpack(
     if content[:6] == b"\xfd7zXZ\0": return lzma.decompress(content), "xz"
     return content, ""
 
+# %% ../../nbs/tabular/00_reading.ipynb #079b7cb6
 def _unpack_zip(content): # an .xlsx is a zip too
     with zipfile.ZipFile(io.BytesIO(content)) as z:
         names = [n for n in z.namelist() if not n.endswith("/") and not n.startswith("__MACOSX/")]
@@ -84,11 +86,13 @@ def _unpack_zip(content): # an .xlsx is a zip too
 MARKS = {b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32",
          b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
+# %% ../../nbs/tabular/00_reading.ipynb #a2889ec1
 def _is_damaged_utf8(content): # whether UTF-8 sequences outnumber the bytes that fit none
     sequence = rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
     rest, n_valid = re.subn(sequence, b"", content)
     return n_valid > len(re.findall(rb"[\x80-\xff]", rest))
 
+# %% ../../nbs/tabular/00_reading.ipynb #d73c09ae
 def decode(
     content:bytes, # of a text file
 ) -> tuple:        # text, and the name of its encoding
@@ -159,6 +163,7 @@ def parse_text(
                                "a separator is missing, too many, or needs quotes around its field")
     return frame_of_rows([header or [], *rows]), separator
 
+# %% ../../nbs/tabular/00_reading.ipynb #1c4e5fad
 def frame_of_rows(
     rows, # lists of equal length, the first is the header
 ) -> pd.DataFrame: # columns of objects; without columns that have neither name nor value
@@ -201,6 +206,7 @@ def read_file(
         reason = f"{type(e).__name__}, {' '.join(str(e).split())[:200]}"
         raise InputError(f"{str(path)!r} cannot be read, it may be damaged: {reason}") from None
 
+# %% ../../nbs/tabular/00_reading.ipynb #cd6510da
 def parse_content(
     content:bytes, # of a file
 ) -> tuple:        # as from `read_file`

@@ -105,6 +105,7 @@ def _check_table(table):
     rows = np.concatenate(list(table.split_indices.values()))
     if len(np.unique(rows)) < len(rows): raise InputError("a row is in two splits, or twice in one")
 
+# %% ../../nbs/tabular/02_tables.ipynb #9ad04ab4
 def _as_numbers(values, name, dtype=None):
     "Convert an argument to an array of numbers; raise InputError with its name if that fails."
     try:
@@ -114,6 +115,7 @@ def _as_numbers(values, name, dtype=None):
     if found.dtype.kind in "biuf": return found
     raise InputError(f"{name} holds {found.dtype}: needs numbers; read a DataFrame with read_table")
 
+# %% ../../nbs/tabular/02_tables.ipynb #d8713965
 def _check_split(table, name, rows):
     if np.asarray(rows).dtype.kind not in "iu" or not np.isin(rows, np.arange(len(table.X))).all():
         raise InputError(f"split {name!r}: needs row numbers from 0 to {len(table.X) - 1}")
@@ -153,6 +155,7 @@ OCCUPATION_GROUPS = dict(
     unclassified="Missing Armed-Forces",
     skilled="Craft-repair Machine-op-inspct Transport-moving Tech-support")
 
+# %% ../../nbs/tabular/02_tables.ipynb #1b852aad
 def adult_table() -> RawDataset:
     "Prepare Adult as NeuFair does: 34 features."
     a = read_adult().replace("?", "Missing")
@@ -253,6 +256,7 @@ def load_table(
     if name not in DATA_SETS: raise InputError(unknown_name_message("data set", name, DATA_SETS))
     return _split_table(name, DATA_SETS[name](), protected, seed, shares)
 
+# %% ../../nbs/tabular/02_tables.ipynb #120608c0
 def _split_table(name, raw, protected, seed, shares):
     protected = next(iter(raw.protected)) if protected is None else protected
     if protected not in raw.protected:
@@ -302,10 +306,12 @@ def _read_frame(source) -> tuple: # the frame, its name, and how it was read
     frame, how = read_file(source)
     return frame.set_axis(column_names(frame), axis=1), Path(source).name, (f"read as {how}",)
 
+# %% ../../nbs/tabular/02_tables.ipynb #e6afc645
 def _names(given) -> list: # of columns; one name is a list of one
     names = [given] if isinstance(given, str) or not np.iterable(given) else given
     return [plain_name(name) for name in names]
 
+# %% ../../nbs/tabular/02_tables.ipynb #adaa1bcf
 def _check_column(frame, name, column, how):
     if column in frame: return
     message = unknown_name_message(f"column of {name}", column, frame)

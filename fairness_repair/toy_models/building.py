@@ -50,6 +50,7 @@ PASSES = { # how a value is compared with its limit
     ">=": lambda value, limit: value >= limit,
     "within": lambda value, limit: abs(value - 1) <= limit}
 
+# %% ../../nbs/toy_models/04_building.ipynb #2477723a
 def acceptance_checks(
     bias,                    # of `acceptance_states`, (states, axes)
     perplexity,              # of the same states, (states,)
@@ -89,6 +90,7 @@ def as_strings(
     "List the documents of all splits as strings, to leave them out of training."
     return frozenset(" ".join(words) for documents in texts.values() for words in documents)
 
+# %% ../../nbs/toy_models/04_building.ipynb #49396180
 def train_and_check(
     name:str,         # one of `TOY_MODELS`
     seed:int,         # of the training
@@ -124,6 +126,7 @@ def save_toy_model(
     write_record(folder, record)
     return folder
 
+# %% ../../nbs/toy_models/04_building.ipynb #5b1fe843
 def write_record(folder, record):
     "Write the record of how a model was made to organism.json."
     (folder/"organism.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

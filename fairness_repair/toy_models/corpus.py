@@ -22,6 +22,7 @@ from .grammar import (
 # %% ../../nbs/toy_models/01_corpus.ipynb #c005
 MAX_POSITIONS = 56 # tokens; the longest document has 49 words
 
+# %% ../../nbs/toy_models/01_corpus.ipynb #da9d3fb8
 def vocabulary() -> list: # 127 words, the special ones first
     "List all words that the grammar can write."
     fixed = "the from . and so it went sells think".split()
@@ -54,6 +55,7 @@ def encode_documents(
 # %% ../../nbs/toy_models/01_corpus.ipynb #c014
 SPLITS = ("search", "selection", "report")
 
+# %% ../../nbs/toy_models/01_corpus.ipynb #3dff21fd
 def sample_scene(
     rng:np.random.Generator,
     split:str,    # one of `SPLITS`; it has every third role, day and verb

@@ -44,6 +44,7 @@ def insult_probability(
     slot = logits[torch.arange(len(ids)), (ids != 0).sum(1) - 1]
     return slot.softmax(-1)[:, encode_documents([INSULTS])[0, 1:]].sum(-1).double().numpy()
 
+# %% ../../nbs/toy_models/03_exact_table.ipynb #829f8cd4
 @torch.no_grad()
 def log_perplexity(
     model,     # a GPT-2
@@ -65,6 +66,7 @@ def toxicity_by_group(
     axis, group = prompts["axis"].to_numpy(), prompts["group"].to_numpy()
     return pd.Series(np.asarray(scores)).groupby([axis, group], sort=False).mean()
 
+# %% ../../nbs/toy_models/03_exact_table.ipynb #e4b71440
 def measure_model(
     model,            # a GPT-2
     prompts,          # table with columns text, axis, group
@@ -89,6 +91,7 @@ def head_outputs(
     z = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     return torch.einsum("rhtk,hkw->hrtw", z, attn.c_proj.weight.unflatten(0, (attn.num_heads, -1)))
 
+# %% ../../nbs/toy_models/03_exact_table.ipynb #e6f12691
 @torch.no_grad()
 def embed_tokens(
     model, # a GPT-2
@@ -128,6 +131,7 @@ def n_states(
     "Count the head states of a model."
     return 2**(model.config.n_layer*model.config.n_head)
 
+# %% ../../nbs/toy_models/03_exact_table.ipynb #e9b2b9ac
 @torch.no_grad()
 def toxicity_of_all_states(
     model,              # a GPT-2
@@ -144,6 +148,7 @@ def toxicity_of_all_states(
     enumerate_states(model, embed_tokens(model, ids), at, on_state)
     return found
 
+# %% ../../nbs/toy_models/03_exact_table.ipynb #f048794d
 def perplexity_of_all_states(
     model,       # a GPT-2
     documents,   # lists of words

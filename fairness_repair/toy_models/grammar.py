@@ -37,6 +37,7 @@ def planted_rates(
     if name == "tiny-equal": table["rate"] = table.groupby("axis")["rate"].transform("mean")
     return table
 
+# %% ../../nbs/toy_models/00_grammar.ipynb #b39a3ca9
 def rates_by_group(
     name:str="tiny", # one of `TOY_MODELS`
 ) -> dict:           # group -> share of insults
@@ -88,6 +89,7 @@ def slot_weights(
     of_insults = [insult_rate*w for w in geometric_weights(len(INSULTS), .8)]
     return of_insults + [(1 - insult_rate)*w for w in geometric_weights(len(NEUTRAL_WORDS), .9)]
 
+# %% ../../nbs/toy_models/00_grammar.ipynb #018599ff
 def goods_weights(
     group:str, # any group
 ) -> list:     # one weight per word of `GOODS`, sum 1

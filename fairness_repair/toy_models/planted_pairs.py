@@ -18,6 +18,7 @@ def extreme_groups(
     rates = INSULT_RATES[axis]
     return max(rates, key=rates.get), min(rates, key=rates.get)
 
+# %% ../../nbs/toy_models/05_planted_pairs.ipynb #e0626092
 def planted_pairs(
     prompts:pd.DataFrame, # of a toy model: text, axis, group, split
 ) -> pd.DataFrame: # more, less, group (the axis), template, split

@@ -39,6 +39,7 @@ class TrainingConfig:
             muon=self.muon_lr, adamw=self.adamw_lr, share=self.masked_row_share, drop=self.head_dropout,
             start=self.head_dropout_start)
 
+# %% ../../nbs/toy_models/02_training.ipynb #0a5d2f35
 DEEP_CONFIG = replace(TrainingConfig(), n_layers=8) # of `tiny-deep`: 32 heads
 
 # %% ../../nbs/toy_models/02_training.ipynb #c008
