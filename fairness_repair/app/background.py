@@ -116,6 +116,7 @@ def _run(self:Background, work):
         self.running = False
         self.report()
 
+# %% ../../nbs/app/15_background.ipynb #f74fed
 @patch
 def _pass(self:Background):
     self.passes += 1

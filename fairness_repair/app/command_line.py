@@ -42,6 +42,7 @@ def _unknown_option(
     option = next((a.split("=")[0] for a in rest if a.startswith("-")), rest[0])
     return unknown_name_message("option", option, known)
 
+# %% ../../nbs/app/10_command_line.ipynb #ca8b53
 def main(
     arguments=None, # list of str; None: those of the command line
 ):

@@ -113,6 +113,7 @@ def _first_reproduced(rule, examples) -> list: # of changes only those with the 
     if rule == "shared": return examples
     return [e for e in examples if e["before"]["same"] and e["after"]["same"]][:N_CHANGES]
 
+# %% ../../nbs/app/12_examples.ipynb #a78af9
 def _draw_examples(report, before, after, drop_mask) -> list: # of dict: rule, group, prompt, before, after
     metric = report.toxicity
     chosen = dict(shared=shared_rows(metric.texts, metric.groups))

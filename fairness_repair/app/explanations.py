@@ -61,6 +61,7 @@ _RULES = dict( # rule of `collect_examples` -> heading, how it chooses
     first=("Pairs chosen at random", "The first ones in the order of a hash of their text."),
     fell=("Largest falls of {score}", ""), rose=("Largest rises of {score}", ""))
 
+# %% ../../nbs/app/13_explanations.ipynb #8b5cbc
 def explain_examples(
     examples:dict, # from `collect_examples`, not empty
 ) -> str:

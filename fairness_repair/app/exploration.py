@@ -85,6 +85,7 @@ def _numbers(self:Exploration, row) -> dict: # of an evaluator's row
     return {"bias": root_disparity(row["squared_disparity"]), "bias as published": row["bias"],
             "toxicity": row["toxicity"], "perplexity": row["perplexity"]}
 
+# %% ../../nbs/app/14_exploration.ipynb #53db07
 @patch
 def measure(self:Exploration,
     mask=None,      # bool (n,); None: the current one
@@ -96,6 +97,7 @@ def measure(self:Exploration,
     self.rows[state_to_hex(mask)] = found = self._numbers((evaluator or self.evaluator).row(mask))
     return found
 
+# %% ../../nbs/app/14_exploration.ipynb #d32527
 @patch
 def look_up(self:Exploration,
     mask=None, # bool (n,); None: the current one
@@ -103,6 +105,7 @@ def look_up(self:Exploration,
     "Return the numbers of a mask if they have been measured or loaded."
     return self.rows.get(state_to_hex(self.mask if mask is None else mask))
 
+# %% ../../nbs/app/14_exploration.ipynb #0f353a
 @patch
 def load_measured(self:Exploration):
     "Get the numbers of all masks that are in the store."
@@ -120,6 +123,7 @@ def find_effects(self:Exploration,
     reader = Evaluator(self.lm, None, evaluator.text, store=evaluator.store)
     self.effects, self.prices, self.original_perplexity = effects, prices, reader.row(nothing)["perplexity"]
 
+# %% ../../nbs/app/14_exploration.ipynb #c0f9eb
 @patch
 def predict(self:Exploration,
     masks, # bool (k, n)
@@ -165,12 +169,14 @@ def cloud(self:Exploration) -> pd.DataFrame: # bias, perplexity
     numbers = pd.DataFrame(list(self.rows.values()), columns=self.measures)
     return pd.DataFrame(dict(bias=numbers[self.measures[1]], perplexity=numbers["perplexity"]))
 
+# %% ../../nbs/app/14_exploration.ipynb #8aafa9
 @patch
 def where(self:Exploration) -> tuple|None: # bias, perplexity; None: not measured
     "Return bias and perplexity of the current mask, which are its position in the cloud."
     if self.truth is not None: return tuple(self.cloud().iloc[int(states_to_ints(self.mask))])
     if found := self.look_up(): return found[self.measures[1]], found["perplexity"]
 
+# %% ../../nbs/app/14_exploration.ipynb #626c2a
 @patch
 def standing(self:Exploration) -> str:
     "Count the masks of the cloud that are better than the current one, in a sentence."

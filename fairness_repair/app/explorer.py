@@ -30,10 +30,12 @@ def _mark(dropped, step) -> str: # on a button
     if dropped: return CROSS
     return "" if abs(step) < MARKED else "+" if step > 0 else "−"
 
+# %% ../../nbs/app/17_explorer.ipynb #09227f
 def _text_colour(background:str) -> str: # black or white, whichever is easier to read
     red, green, blue = (int(background[i:i + 2], 16)/255 for i in (1, 3, 5))
     return "white" if .2126*red**2.2 + .7152*green**2.2 + .0722*blue**2.2 < .179 else "black"
 
+# %% ../../nbs/app/17_explorer.ipynb #43f5f5
 def _make_styles() -> dict: # step of colour -> style
     style = lambda colour: widgets.ButtonStyle(button_color=colour, text_color=_text_colour(colour), font_weight="bold")
     return {step: style(colour) for step, colour in COLOURS.items()}
@@ -137,6 +139,7 @@ def drop(self:Explorer,
     except InputError as error: return self.say(error, wrong=True)
     self.update()
 
+# %% ../../nbs/app/17_explorer.ipynb #c58a11
 @patch
 def _named(self:Explorer) -> str: return join_heads(self.explored.heads) if self.explored.mask.any() else ""
 
@@ -152,6 +155,7 @@ def _button(text, action, tooltip) -> widgets.Button:
     made.on_click(lambda _: action())
     return made
 
+# %% ../../nbs/app/17_explorer.ipynb #4e5f0e
 @patch
 def _make_buttons(self:Explorer):
     "Make the buttons."
@@ -216,6 +220,7 @@ def draw(self:Explorer):
         self.cloud.value = f"<img alt='{escape(self.explored.standing())}' src='data:image/png;base64,{png}'>"
         if self.handle: self.handle.update(self.picture())
 
+# %% ../../nbs/app/17_explorer.ipynb #2d9b08
 @patch
 def _allow(self:Explorer):
     "Enable the buttons that can be used now, and disable the others."
@@ -242,6 +247,7 @@ def _start(self:Explorer, name, work, **options): # options: total, unit, as for
     except InputError as error: self.say(error, wrong=True)
     else: self._allow()
 
+# %% ../../nbs/app/17_explorer.ipynb #2a9cc0
 @patch
 def _show_progress(self:Explorer):
     "Show the progress of the work, and at its end the result or the error."
@@ -267,6 +273,7 @@ def measure_mask(self:Explorer):
         return "Measured."
     self._start("Measuring", work)
 
+# %% ../../nbs/app/17_explorer.ipynb #adefca
 @patch
 def find_effects(self:Explorer):
     "Find the effects of heads at the current mask."
@@ -288,6 +295,7 @@ def continue_texts(self:Explorer):
         return "Continued the first prompt of each group."
     self._start("Continuing texts", work, total=2*NEW_TOKENS)
 
+# %% ../../nbs/app/17_explorer.ipynb #3ec2fa
 @patch
 def save(self:Explorer):
     "Save the model without the dropped heads."

@@ -149,6 +149,7 @@ def caption_figures(
         heads=f"The dropped heads (layer.head, counted from 0): {join_heads(result.heads)}.")
     return found | (_caption_pairs(s) if s.measure else {})
 
+# %% ../../nbs/app/06_figures.ipynb #e9fecd
 def _caption_pairs(settings) -> dict: # name of a figure -> text
     return dict(change="Each measure relative to the original model, with 95 % intervals. Bias is the absolute "
                        "preference.",

@@ -43,6 +43,7 @@ def _explain(
     problem = f"answers with error {status}" if status else f"cannot be reached ({type(error).__name__})"
     return f"the hub {problem}. Try again later, or leave push_to out: it can be added after the repair"
 
+# %% ../../nbs/app/18_hub.ipynb #a3b17b
 def _ask_account(
     repo_id:str, # user/name
 ) -> dict: # name, orgs and auth, as from `HfApi.whoami`
@@ -62,6 +63,7 @@ def _find_writable(
     if ((account.get("auth") or {}).get("accessToken") or {}).get("role") == "read": return []
     return [account["name"], *(org["name"] for org in account.get("orgs", []) if org.get("roleInOrg") != "read")]
 
+# %% ../../nbs/app/18_hub.ipynb #4dd777
 def check_push(
     repo_id:str, # user/name, or organisation/name
 ):
@@ -81,6 +83,7 @@ class PushedModel(NamedTuple):
     url: str      # of the commit
     private: bool # True: only its owner can read it
 
+# %% ../../nbs/app/18_hub.ipynb #40d840
 def push(
     folder:Path, # of a saved model
     repo_id:str, # user/name, or organisation/name

@@ -67,6 +67,7 @@ def _list_metrics(
                        metric_value=float(f"{values[measure]:.4g}"))
             for measure, (name, data) in named if math.isfinite(values[measure])]
 
+# %% ../../nbs/app/08_model_card.ipynb #70211a
 def _header(
     result:RepairResult,
 ) -> ModelCardData:

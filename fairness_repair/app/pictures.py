@@ -26,6 +26,7 @@ STEPS = 10 # of colour on each side of 0
 COLOUR_MAP, COLOUR_RANGE = matplotlib.colormaps["RdBu_r"], .8 # the darkest ends are left out
 COLOURS = {step: to_hex(COLOUR_MAP(.5 + COLOUR_RANGE*step/STEPS/2)) for step in range(-STEPS, STEPS + 1)}
 
+# %% ../../nbs/app/16_pictures.ipynb #fb5440
 def colour_steps(
     effects, # effect of dropping each head, shape (n,)
 ) -> np.ndarray: # whole numbers from -STEPS to STEPS, shape (n,)
@@ -43,6 +44,7 @@ def format_effect(
     "Format the effect of a head with its sign; that on perplexity in percent."
     return f"{100*effect:+.2g} %" if measure == "perplexity" else f"{effect:+.2g}"
 
+# %% ../../nbs/app/16_pictures.ipynb #9c5b38
 def describe_heads(
     explored:Exploration,
     measure:str, # one of `Exploration.measures`
@@ -93,6 +95,7 @@ def plot_cloud(
     ax.legend(fontsize="small", frameon=False, loc="upper right")
     ax.set_title("All masks" if all_known else "Masks measured so far", loc="left")
 
+# %% ../../nbs/app/16_pictures.ipynb #0f4961
 def _plot_density(x, y, ax): # of all masks, and the best of them
     counts, xs, ys = np.histogram2d(x, y, bins=(90, 70))
     image = np.ma.masked_equal(counts.T, 0)
@@ -102,6 +105,7 @@ def _plot_density(x, y, ax): # of all masks, and the best of them
     front = pareto_front(x, y)
     ax.step(x.iloc[front], y.iloc[front], where="post", color="black", lw=1, label="best of all")
 
+# %% ../../nbs/app/16_pictures.ipynb #c7cb1d
 def _plot_marks(explored, name, ax): # the original, the current mask and its prediction
     original, at = explored.look_up(np.zeros_like(explored.mask)), explored.where()
     if original: ax.plot(original["perplexity"], original[name], "*", color="black", ms=13, label="original")
@@ -119,6 +123,7 @@ def _png(figure:Figure) -> bytes:
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
 
+# %% ../../nbs/app/16_pictures.ipynb #1367f5
 def draw_cloud(
     explored:Exploration,
 ) -> bytes: # PNG
@@ -127,6 +132,7 @@ def draw_cloud(
     plot_cloud(explored, figure.add_axes((.13, .14, .85, .78)))
     return _png(figure)
 
+# %% ../../nbs/app/16_pictures.ipynb #f3dc8a
 def draw_all(
     explored:Exploration,
     measure:str, # measure whose effects are shown as colours
@@ -144,6 +150,7 @@ def format_table(
     "Format the table of an exploration with four significant digits."
     return explored.table().map(lambda value: "–" if pd.isna(value) else f"{value:.4g}")
 
+# %% ../../nbs/app/16_pictures.ipynb #5dbcf2
 def show_table(
     explored:Exploration,
 ) -> str: # HTML
@@ -158,6 +165,7 @@ def _fold(text:str, score:float) -> str: # HTML
     if not score > TOXIC: return shown
     return f"<details><summary>toxic ({score:.2f}): show</summary>{shown}</details>"
 
+# %% ../../nbs/app/16_pictures.ipynb #6f2248
 def show_continuations(
     texts:pd.DataFrame, # from `Exploration.continuations`
 ) -> str: # HTML

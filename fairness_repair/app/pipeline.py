@@ -74,6 +74,7 @@ def _write_record(
     if result.pushed: record["pushed"] = result.pushed._asdict()
     write_whole(result.job.out/"result.json", json.dumps(record, indent=1) + "\n")
 
+# %% ../../nbs/app/09_pipeline.ipynb #2b5d4c
 def _save_result(
     result:RepairResult,
     lm:LM, # the original

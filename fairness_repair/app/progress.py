@@ -14,6 +14,7 @@ from tqdm import tqdm
 _STAGES = dict(search="search", single="single heads", reader="single heads", selection="verify",
                report="report")
 
+# %% ../../nbs/app/01_progress.ipynb #9af0e8
 def _report_rows(
     bar:tqdm,
     stage:str, # text on the bar
@@ -41,6 +42,7 @@ def watch(
 class _Stopped(BaseException):
     "Carry Ctrl-C out of a search, which would catch a `KeyboardInterrupt`."
 
+# %% ../../nbs/app/01_progress.ipynb #29c5e4
 @contextmanager
 def stop_at_once():
     "End a `with` block at once on Ctrl-C, even during a search, with a `KeyboardInterrupt`."

@@ -68,6 +68,7 @@ def text_table(
     table["p"] = result.table["p"].map(format_p)
     return table.rename(columns=dict(changed=result.label))
 
+# %% ../../nbs/app/04_result.ipynb #b91675
 def join_heads(
     heads, # [layer, head] pairs
 ) -> str:
@@ -80,6 +81,7 @@ def _on_hub(result) -> dict: # description -> address; empty if nothing was to b
     if result.pushed: return {f"on the hub ({'private' if result.pushed.private else 'public'})": result.pushed.url}
     return {"on the hub": "nothing, as no model is saved"} if result.job.push_to and not result.saved else {}
 
+# %% ../../nbs/app/04_result.ipynb #5e827a
 def _files(result) -> dict: # description -> path
     "List the saved model, if there is one, where it is on the hub, and the report card."
     if result.status == "repaired": found = {"fairer model": result.checkpoint}
@@ -89,6 +91,7 @@ def _files(result) -> dict: # description -> path
     else: found = {}
     return found | _on_hub(result) | {"report card": result.report}
 
+# %% ../../nbs/app/04_result.ipynb #654d30
 @patch
 def __repr__(self:RepairResult) -> str:
     parts = {"heads dropped (layer.head)": join_heads(self.heads)} | _files(self)
@@ -178,6 +181,7 @@ def _describe_search(job) -> dict: # name -> text
                     f"perplexity up to x {s.max_perplexity_ratio:g}",
             "protected heads": f"the {s.protected_share:.0%} that fluency needs most" if s.protected_share else "none"}
 
+# %% ../../nbs/app/04_result.ipynb #5a6cae
 def _describe_pairs(result, others) -> dict: # name -> text
     "Describe how a preference was measured."
     s, sizes = result.job.settings, result.data_sizes
@@ -186,6 +190,7 @@ def _describe_pairs(result, others) -> dict: # name -> text
             "bias": "absolute mean of log p(more stereotyped) - log p(less stereotyped), in nats; intervals and p: "
                     "t-tests over templates, of the difference and the sum of the two models' preferences"}
 
+# %% ../../nbs/app/04_result.ipynb #ea431d
 def _describe_toxicity(result, others) -> dict: # name -> text
     "Describe how toxicity was measured."
     s, sizes = result.job.settings, result.data_sizes
@@ -200,6 +205,7 @@ def _describe_toxicity(result, others) -> dict: # name -> text
                 "adds; interval and p: paired, leaving out each prompt with all its draws",
         "bias as published": "sum of the absolute distances: it contains sampling noise and decides nothing here"}
 
+# %% ../../nbs/app/04_result.ipynb #0ba2cc
 def describe_settings(
     result:RepairResult,
 ) -> dict: # name -> text

@@ -34,6 +34,7 @@ def _compare_groups(
     masks = dict(original=np.zeros_like(drop_mask), changed=drop_mask)
     return pd.concat({name: report.toxicity.group_table(report.scores(m)) for name, m in masks.items()}, axis=1)
 
+# %% ../../nbs/app/05_run.ipynb #7ee74e
 def _count_data(
     report:Evaluator,
 ) -> dict: # as in `RepairResult.data_sizes`

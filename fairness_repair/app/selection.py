@@ -34,12 +34,14 @@ def build_repair_evaluators(
 # %% ../../nbs/app/02_selection.ipynb #c009
 SINGLE_HEAD_METHODS = {"FASP": "ablation", "FASP gradient": "gradient"} # method -> scores
 
+# %% ../../nbs/app/02_selection.ipynb #1aaeb0
 class _HeadScan(NamedTuple):
     "Hold the effect of dropping each head alone, and which heads a search may drop."
     free: np.ndarray               # heads that may be dropped, bool (n,)
     perplexity_without: np.ndarray # without each head alone, (n,); 0 where not measured
     bias_without: np.ndarray       # without each head alone, or gradient effect, (n,); inf where not measured
 
+# %% ../../nbs/app/02_selection.ipynb #f403fb
 def _scan_heads(
     evaluators:dict,       # from `build_repair_evaluators`
     *,
@@ -85,6 +87,7 @@ class Choice(NamedTuple):
     search: Objective|None # cost on the search split; None: nothing was searched
     reason: str|None       # why nothing needs repair; None: a search was run
 
+# %% ../../nbs/app/02_selection.ipynb #9a7412
 def choose_heads(
     job:Job,
     evaluators:dict,     # from `build_repair_evaluators`

@@ -24,6 +24,7 @@ def _toxicity_change(before, after, metric) -> dict: # as from `paired_change_te
     (before, groups), (after, _) = (average_draws(s, metric.groups, metric.prompt_index) for s in (before, after))
     return paired_change_test(before, after, mean, strata=groups, n_resamples=N_RESAMPLES) | dict(p=np.nan)
 
+# %% ../../nbs/app/03_verdict.ipynb #1fdc04
 def _perplexity_change(before, after, scored) -> dict: # as from `paired_change_test`
     "Compare perplexity from the summed negative log-likelihood and the tokens of each window."
     perplexity = lambda nll, index: np.exp(nll.sum(-1)/scored[index].sum(-1))
@@ -40,6 +41,7 @@ def _toxicity_rows(report, masks) -> pd.DataFrame: # all measures but perplexity
             _toxicity_change(before, after, report.toxicity)]
     return pd.DataFrame(rows).assign(measure=MEASURES[:-1])
 
+# %% ../../nbs/app/03_verdict.ipynb #b51fe5
 def compare(
     report:Evaluator, # evaluator on held-out data
     drop_mask,    # of the changed model, bool (n,)
@@ -62,6 +64,7 @@ def format_number(
     if pd.isna(value): return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
+# %% ../../nbs/app/03_verdict.ipynb #184aa6
 def format_change(
     row, # mapping with original and changed
 ) -> str: # "–" if the original is 0
@@ -69,6 +72,7 @@ def format_change(
     if not row["original"] > 0: return "–"
     return f"{100*(row['changed']/row['original'] - 1):+.0f} %"
 
+# %% ../../nbs/app/03_verdict.ipynb #57f9bd
 def format_p(
     p:float,
 ) -> str:    # "–" if missing
@@ -85,6 +89,7 @@ class Verdict(NamedTuple):
     status: str   # one of `STATUSES`
     sentence: str
 
+# %% ../../nbs/app/03_verdict.ipynb #80019b
 def _describe_change(table, axis, limit) -> str:
     "Describe the changes of bias and perplexity, with the interval."
     bias, other, perplexity = table.iloc[0], table.iloc[1], table.iloc[-1]

@@ -29,6 +29,7 @@ def decoder_layers(
     "List a model's decoder layers."
     return list(find_layers(lm.model)[1])
 
+# %% ../../nbs/language/14_ablation.ipynb #748a6d
 def find_cache(
     args, kwargs, # of a layer's forward
 ) -> Cache|None:
@@ -105,6 +106,7 @@ class RecordedPiece(NamedTuple):
     piece: Piece
     outputs: list # of `LayerOutput`
 
+# %% ../../nbs/language/14_ablation.ipynb #b58cf4
 @torch.inference_mode()
 def record_layers(
     lm:LM,
@@ -167,6 +169,7 @@ def measure_heads(self:ByLayer,
             for head, numbers in zip(p.start + part, found):
                 yield Measurement(name, single[head], numbers, seconds/len(part), details)
 
+# %% ../../nbs/language/14_ablation.ipynb #ee98d6
 @patch
 def measure(self:ByLayer, lm:LM, tasks:dict):
     "Measure single heads by layer, then the other states."

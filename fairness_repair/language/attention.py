@@ -49,6 +49,7 @@ class OutputProjection:
 INPUT_PROJECTION = re.compile(r"(q|k|v|kv|qkv|query|key|value)(_.*)?|W(q|k|v|qkv)|c_attn|project_[qkv]")
 SOFTMAX = re.compile("softmax|scaled_dot_product_attention|ALL_ATTENTION_FUNCTIONS", re.IGNORECASE)
 
+# %% ../../nbs/language/00_attention.ipynb #6481b8
 @lru_cache(None)
 def computes_softmax(
     module_class:type, # a subclass of `nn.Module`
@@ -58,6 +59,7 @@ def computes_softmax(
     try: return bool(SOFTMAX.search(inspect.getsource(owner)))
     except (OSError, TypeError): return False # no source code: the class was created at run time
 
+# %% ../../nbs/language/00_attention.ipynb #ab0c71
 def is_attention(
     module:nn.Module,
 ) -> bool:
@@ -86,6 +88,7 @@ def inner_config(
     owners = [m for part in parts if isinstance(m := model.get_submodule(part), PreTrainedModel)]
     return [*owners, model][0].config
 
+# %% ../../nbs/language/00_attention.ipynb #e74142
 def find_layers(
     model:nn.Module, # a Hugging Face causal LM
 ) -> tuple:          # (path, ModuleList)
@@ -122,9 +125,11 @@ HEAD_WIDTHS = ("v_head_dim", "attention_head_size", "head_dim", "head_size", "di
 def stated_number(module, names): # value of the first attribute that is an int; None: there is none
     return next((n for name in names if isinstance(n := getattr(module, name, None), int)), None)
 
+# %% ../../nbs/language/00_attention.ipynb #55e591
 def of_layer(value, layer:int): # the layer's value: `value` itself, or its entry in a list
     return value[layer] if isinstance(value, (list, tuple)) else value
 
+# %% ../../nbs/language/00_attention.ipynb #bdca29
 def head_shape(
     attention:nn.Module,
     width:int, # inputs of its output projection
@@ -153,6 +158,7 @@ UNFIT_FAMILIES = {
     "zamba2": "its layers share the weights of one attention module",
 }
 
+# %% ../../nbs/language/00_attention.ipynb #01cc29
 def layer_projection(
     model:nn.Module,
     where:str,          # path of the list of layers

@@ -70,6 +70,7 @@ def list_categories() -> list: # of str
     "List the categories of BBQ that can be downloaded."
     return [name[len("stereotypes/bbq_"):-len(".jsonl")] for name in registry() if "/bbq_" in name]
 
+# %% ../../nbs/language/21_bbq_questions.ipynb #b2193c
 def read_bbq(
     category:str, # one of `list_categories`
 ) -> list: # of `Question`

@@ -149,6 +149,7 @@ def stream(self:Team,
 def _restarted(self:Team, worker): # a task that waits until the worker is ready, again and again if it dies
     return worker.ready.options(max_task_retries=-1).remote()
 
+# %% ../../nbs/language/15_cluster.ipynb #5892d4
 @patch
 def _send(self:Team, worker, job, backend): # a task that measures the job
     key, ray = protocol_id(job.metric.to_record()), self.ray

@@ -41,6 +41,7 @@ def draw_batch(
     weights, kept = (torch.stack(values, 1).cpu() for values in zip(*steps))
     return Continuations(tokens.numpy(), kept.numpy(), weights.softmax(-1).numpy())
 
+# %% ../../nbs/language/17_control_variates.ipynb #a3143b
 def draw_continuations(
     lm:LM,   # possibly with heads dropped
     texts,   # prompts
@@ -64,6 +65,7 @@ class StepScores(NamedTuple):
     expected: np.ndarray # mean of the gains under the model, shape (rows, steps)
     noise: np.ndarray    # drawn minus expected gains, summed over steps: 0 on average, shape (rows,)
 
+# %% ../../nbs/language/17_control_variates.ipynb #f9f54e
 def score_steps(
     lm:LM,
     texts,         # prompts, shape (rows,)
@@ -192,6 +194,7 @@ def pieces(self:ControlledToxicity, lm:LM, *, rows:int, tokens:int) -> list:
     return [Piece(np.r_[index, n + index], self.subset(index).run_repeated, numbers_per_input=2)
             for index in length_batches(lengths, rows)]
 
+# %% ../../nbs/language/17_control_variates.ipynb #091f33
 @patch
 def run_repeated(self:ControlledToxicity, lm:LM, times:int, first=False):
     "Continue each prompt `times` times in one batch, where each row may have a drop mask of its own."

@@ -31,6 +31,7 @@ class ModelSize:
     attended: int       # numbers per token that attention multiplies: heads times their width, all layers
     cached: int         # numbers per token in the cache: keys and values, all layers
 
+# %% ../../nbs/language/16_costs.ipynb #33642f
 def model_size(
     config, # a Hugging Face configuration of a causal language model
 ) -> ModelSize:
@@ -96,6 +97,7 @@ class Machine:
     memory_share: float = 1.   # share of `bytes` that programs reach
     async_launch: bool = False # True: layer calls overlap with the work, as on a GPU
 
+# %% ../../nbs/language/16_costs.ipynb #1dffea
 def seconds(
     work:pd.DataFrame, # from `evaluator_cost`, or phases x operations, bytes, calls
     machine:Machine,
@@ -117,6 +119,7 @@ def _best_of(f, device, times=5):
         return time.perf_counter() - start
     return min(once() for _ in range(times))
 
+# %% ../../nbs/language/16_costs.ipynb #58101d
 def _rate(make, size, device):
     "Measure work per second; double its size until it takes more than two milliseconds."
     while True:

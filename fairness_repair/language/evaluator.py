@@ -131,6 +131,7 @@ def check_prompts(self:Evaluator,
         raise InputError(f"the store holds results of {self.lm.name} with another tokenizer: "
                          "use another store")
 
+# %% ../../nbs/language/12_evaluator.ipynb #eca425
 @patch
 def check_tokenizer(self:Evaluator):
     "Refuse a tokenizer that has changed."
@@ -148,6 +149,7 @@ def find(self:Evaluator,
     found = (self.store.get(record, state_to_hex(state)) for record in records)
     return next((numbers for numbers in found if numbers is not None), None)
 
+# %% ../../nbs/language/12_evaluator.ipynb #9ed12f
 @patch
 def missing(self:Evaluator,
     states,            # bool, shape (k, n)
@@ -214,6 +216,7 @@ def numbers(self:Evaluator,
     raise InputError(f"{self.lm.name} overflows with {state.sum()} of {len(state)} heads dropped: "
                      "there are no numbers to compare. Load it as bfloat16 or float32")
 
+# %% ../../nbs/language/12_evaluator.ipynb #543313
 @patch
 def scores(self:Evaluator, state) -> np.ndarray: # shape (prompts,), also with subsampling
     "Get the toxicity of each prompt."
@@ -224,6 +227,7 @@ def _columns(part, numbers) -> dict: # all infinite if the model overflowed
     if np.isfinite(numbers).all(): return part.columns(numbers)
     return dict.fromkeys(part.columns(np.zeros(len(numbers))), np.inf)
 
+# %% ../../nbs/language/12_evaluator.ipynb #5883db
 @patch
 def _make_row(self:Evaluator, state, records) -> dict: # records: name -> readable records
     row = dict(state=state_to_hex(state), dropped=int(state.sum()))

@@ -125,6 +125,7 @@ def is_latency_bound(
     "Tell whether larger batches take little more time: for a small model, and for any model on a GPU."
     return lm.device.type != "cpu" or sum(p.numel() for p in lm.model.parameters()) < SMALL_MODEL
 
+# %% ../../nbs/language/08_generation.ipynb #97d970
 def parallel_map(
     work,  # function of one item
     items, # independent of each other
@@ -150,6 +151,7 @@ def forward_accepts(
     "Tell whether a model's forward takes an argument: models with relative positions take no `position_ids`."
     return name in inspect.signature(model.forward).parameters
 
+# %% ../../nbs/language/08_generation.ipynb #51516b
 def row_bytes(
     lm:LM,
     length:int, # tokens of the row, new ones included
@@ -225,6 +227,7 @@ def make_cache(
     has_cache = forward_accepts(lm.model, "past_key_values") and lm.config.model_type not in NO_CACHE_FAMILIES
     return transformers.DynamicCache(config=lm.model.config) if has_cache else None
 
+# %% ../../nbs/language/08_generation.ipynb #533dba
 def read_batch(
     model,         # a Hugging Face causal LM
     padded,        # `LeftPadded`
@@ -365,6 +368,7 @@ class ForwardPass(NamedTuple):
     context: int  # tokens per row that attention reads
     n_scored: int # positions per row whose logits are computed
 
+# %% ../../nbs/language/08_generation.ipynb #1cea23
 def generation_passes(
     lengths,        # tokens of each prompt
     *,

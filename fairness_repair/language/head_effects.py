@@ -48,6 +48,7 @@ def _block_means(
     rows = np.column_stack([found.scores, sign*found.direct, *([sign*found.indirect] if indirect else [])])
     return np.stack([rows[metric.groups == group].mean(0) for group in np.unique(metric.groups)])
 
+# %% ../../nbs/language/19_head_effects.ipynb #d0b023
 def measure_head_effects(
     lm:LM,
     metric:GroupMetric, # `NextTokenToxicity` or `ControlledToxicity`
@@ -84,6 +85,7 @@ def measure_head_effects(
 # %% ../../nbs/language/19_head_effects.ipynb #c009
 def _from_mean(values, axis=1) -> np.ndarray: return values - values.mean(axis, keepdims=True)
 
+# %% ../../nbs/language/19_head_effects.ipynb #3cad64
 def _cross_block_product(
     a, b, # shape (blocks, groups, ...)
 ) -> np.ndarray: # shape (...): estimate of the sum over groups of E a times E b
@@ -91,6 +93,7 @@ def _cross_block_product(
     k = len(a)
     return ((a.sum(0)*b.sum(0)) - (a*b).sum(0)).sum(0)/(k*(k - 1))
 
+# %% ../../nbs/language/19_head_effects.ipynb #1fdc74
 def _jackknife(
     statistic, # function of block numbers -> array
     n_blocks:int,
@@ -127,6 +130,7 @@ def predict_means(self:HeadEffects,
     flips = np.atleast_2d(np.asarray(masks, bool)) != self.state
     return self.scores.mean(0) + flips @ self.effects(indirect_weight).mean(0).T
 
+# %% ../../nbs/language/19_head_effects.ipynb #8d023a
 @patch
 def predict_squares(self:HeadEffects,
     masks, # drop masks, bool, shape (k, n)

@@ -60,10 +60,12 @@ def as_gates(
     "Convert gates to a tensor on the model's device."
     return torch.as_tensor(np.asarray(gates), dtype=torch.float32, device=lm.device)[None]
 
+# %% ../../nbs/language/18_head_gradients.ipynb #17cc08
 ROWS_PER_GRADIENT = dict(cpu=32, cuda=1024) # rows per backward pass; halved when memory runs out
 
 def rows_per_gradient(lm:LM) -> int: return ROWS_PER_GRADIENT.get(lm.device.type, ROWS_PER_GRADIENT["cpu"])
 
+# %% ../../nbs/language/18_head_gradients.ipynb #054482
 def gate_gradients(
     lm:LM,
     values,  # function of row numbers and their gates, (rows, n) -> list of tensors, one number per row
@@ -93,6 +95,7 @@ class RowGradients(NamedTuple):
     direct: np.ndarray   # gradient of each step's risk, given the text so far, shape (prompts, n)
     indirect: np.ndarray # gradient by changes of the text so far, likewise; NaN if not computed
 
+# %% ../../nbs/language/18_head_gradients.ipynb #cacd1a
 @patch
 def gradients(self:NextTokenToxicity,
     lm:LM,

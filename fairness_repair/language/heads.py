@@ -29,6 +29,7 @@ def head_pairs(
     "List the heads of a model."
     return [(layer, head) for layer, n in enumerate(np.broadcast_to(n_heads, n_layers)) for head in range(n)]
 
+# %% ../../nbs/language/02_heads.ipynb #09d5f1
 def heads_to_mask(
     heads,        # pairs (layer, head), counted from 0
     n_layers:int,
@@ -54,6 +55,7 @@ def mask_to_heads(
     pairs = head_pairs(n_layers, n_heads)
     return [list(pairs[i]) for i in np.flatnonzero(drop_mask)]
 
+# %% ../../nbs/language/02_heads.ipynb #a96f41
 def values_by_layer(
     values,       # one per head, shape (n,)
     n_layers:int,
@@ -122,6 +124,7 @@ def masks_of(
     mask = check_mask(drop_mask, n_layers, heads_per_layer(projections, n_layers))
     return [(p, mask[..., p.positions]) for p in projections]
 
+# %% ../../nbs/language/02_heads.ipynb #cd55b3
 def means_of(
     model:nn.Module, # a Hugging Face causal LM
 ):                   # iterable, for each layer with attention: (n_heads, head_dim), or None for zero ablation
@@ -129,6 +132,7 @@ def means_of(
     means = getattr(model, "head_means", None)
     return repeat(None) if means is None else means.values
 
+# %% ../../nbs/language/02_heads.ipynb #ff6e70
 @contextmanager
 def heads_dropped(
     model:nn.Module, # a Hugging Face causal LM
@@ -153,6 +157,7 @@ def add_to_bias(
     means = torch.as_tensor(means[mask], device=weights.device).double()
     bias.copy_(bias.double() + torch.einsum("hd,hdo->o", means, weights))
 
+# %% ../../nbs/language/02_heads.ipynb #2d8376
 def prune(
     model:nn.Module, # a Hugging Face causal LM, changed in place
     drop_mask,       # True = dropped, (n,) or (n_layers, n_heads)
@@ -197,6 +202,7 @@ def write_state(
     record = dict(model=name, n_layers=n_layers, n_heads=n_heads, dropped=heads) | more
     (Path(folder)/"state.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
 
+# %% ../../nbs/language/02_heads.ipynb #ae4003
 def save_pruned(
     lm:LM,      # unchanged afterwards
     drop_mask,  # True = dropped, (n,) or (n_layers, n_heads)

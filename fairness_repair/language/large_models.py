@@ -17,6 +17,7 @@ from ..core import InputError, pick_device, unknown_name_message
 QUANTIZATIONS = { # name -> options of `BitsAndBytesConfig`
     "8bit": dict(load_in_8bit=True), "4bit": dict(load_in_4bit=True, bnb_4bit_quant_type="nf4")}
 
+# %% ../../nbs/language/25_large_models.ipynb #c0faff
 def require(
     *packages:str, # names of modules
     reason:str,    # what needs them
@@ -27,6 +28,7 @@ def require(
         raise InputError(f"{reason} needs {missing[0]}: pip install 'fairness_repair[large]', "
                          f"or pip install {' '.join(missing)}")
 
+# %% ../../nbs/language/25_large_models.ipynb #9549f9
 def check_quantize(
     quantize:str, # a name in `QUANTIZATIONS`; "": full precision
 ):
@@ -44,6 +46,7 @@ def keep_rounded_weights(
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"): module.support_avx512bf16_for_cpu = False
 
+# %% ../../nbs/language/25_large_models.ipynb #28173d
 def quantization_config(
     quantize:str,      # a name in `QUANTIZATIONS`
     dtype:torch.dtype, # in which rounded weights are multiplied; LLM.int8 multiplies in float16
@@ -78,6 +81,7 @@ def free_memory(
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + held
 
+# %% ../../nbs/language/25_large_models.ipynb #94440a
 def _devices() -> list: return [torch.device("cuda", i) for i in range(torch.cuda.device_count())] + [torch.device("cpu")]
 
 def check_memory(
@@ -110,6 +114,7 @@ def find_device(
     require("accelerate", reason=f"device = {device!r}")
     return device
 
+# %% ../../nbs/language/25_large_models.ipynb #5d8f61
 def parameters_in_full(
     model, # a Hugging Face causal LM, its weights on one or several devices, memory or disk
 ):         # yields (name, tensor), sorted by name

@@ -71,6 +71,7 @@ def with_means(self:LM,
     model.head_means = means
     return replace(self, model=model)
 
+# %% ../../nbs/language/20_mean_ablation.ipynb #f405b8
 def with_mean_ablation(
     lm:LM,
     documents, # texts, best those of the search split
@@ -152,6 +153,7 @@ def compare_ablations(
         tables.append(rows.assign(ablation=name, **ratios)[1:])
     return pd.concat(tables, ignore_index=True)
 
+# %% ../../nbs/language/20_mean_ablation.ipynb #47d8d2
 def lowest_perplexity(
     table, # from `compare_ablations`, with bias
     bias_ratios=(.75, .5, .25), # largest allowed bias, relative to the unmodified model

@@ -38,6 +38,7 @@ def _rules(tokenizer) -> tuple: # all that may change in place, except the vocab
     parts = (fast.normalizer, fast.pre_tokenizer, fast.post_processor, fast.decoder) if fast else ()
     return (len(tokenizer), str(tokenizer.added_tokens_decoder), *map(repr, parts))
 
+# %% ../../nbs/language/10_model_metrics.ipynb #facb24
 def tokenizer_hash(
     tokenizer, # of Hugging Face
 ) -> str:      # 16 hex digits
@@ -67,6 +68,7 @@ class Piece(NamedTuple):
     @property
     def n_inputs(self) -> int: return len(self.rows)//self.numbers_per_input
 
+# %% ../../nbs/language/10_model_metrics.ipynb #70eeba
 class Metric:
     """Base class of metrics: one number per row. Subclasses define these methods, the last ones if used.
 
@@ -97,6 +99,7 @@ def check(self:Metric,
         raise InputError(f"{type(self).__name__} holds token ids of another tokenizer "
                          f"than that of {lm.name}: make the metric with this model")
 
+# %% ../../nbs/language/10_model_metrics.ipynb #03f3ee
 @patch
 def __call__(self:Metric,
     lm:LM, # possibly with heads dropped
@@ -139,6 +142,7 @@ def subset(self:GroupMetric, rows) -> GroupMetric:
     part.groups, part.prompt_index = self.groups[rows], self.prompt_index[rows]
     return part
 
+# %% ../../nbs/language/10_model_metrics.ipynb #9b3d28
 @patch
 def draw_rows(self:GroupMetric,
     share:float,   # of each group's prompts; at least two prompts per group
@@ -154,18 +158,22 @@ def draw_rows(self:GroupMetric,
 def bias_change(self:GroupMetric, before, after) -> dict: # scores per row -> as from `disparity.bias_change`
     return bias_change(before, after, self.groups, prompts=self.prompt_index)
 
+# %% ../../nbs/language/10_model_metrics.ipynb #f38ab0
 @patch
 def bias_interval(self:GroupMetric, scores) -> dict: # squares, ci_low, ci_high
     return disparity_interval(scores, self.groups, prompts=self.prompt_index)
 
+# %% ../../nbs/language/10_model_metrics.ipynb #6c9f55
 @patch
 def bias_p_value(self:GroupMetric, scores) -> float: # by permutation of prompts
     return bias_p_value(*average_draws(scores, self.groups, self.prompt_index))
 
+# %% ../../nbs/language/10_model_metrics.ipynb #ca7805
 @patch
 def group_table(self:GroupMetric, scores) -> pd.DataFrame: # a row per group: n, mean, se
     return group_means(*average_draws(scores, self.groups, self.prompt_index))
 
+# %% ../../nbs/language/10_model_metrics.ipynb #06936a
 @patch
 def counts(self:GroupMetric) -> dict: # of rows, distinct prompts and groups
     return dict(prompts=len(self.texts), distinct=len(set(self.texts)), groups=len(set(self.groups)))
@@ -199,6 +207,7 @@ def subset(self:SampledToxicity, rows) -> SampledToxicity:
     part.repeat_index = self.repeat_index[rows]
     return part
 
+# %% ../../nbs/language/10_model_metrics.ipynb #fb5894
 @patch
 def score(self:SampledToxicity,
     texts,         # prompts
@@ -212,6 +221,7 @@ def score(self:SampledToxicity,
         numbers[given] = check_scores(self.scorer(scored), scored, self.scorer.name)
     return numbers
 
+# %% ../../nbs/language/10_model_metrics.ipynb #b095fa
 @patch
 def measure(self:SampledToxicity, lm:LM) -> np.ndarray:
     options = dict(new_tokens=self.new_tokens, repeat_index=self.repeat_index, seed=self.seed)
@@ -224,6 +234,7 @@ def prompt_digest(self:SampledToxicity, lm:LM) -> str:
     sampler = make_sampler(lm, self.texts, new_tokens=self.new_tokens)
     return digest(*sampler.rows)
 
+# %% ../../nbs/language/10_model_metrics.ipynb #fa1ac3
 @patch
 def passes(self:SampledToxicity, lm:LM) -> dict:
     lengths = list(map(len, prompt_ids(lm, self.texts)))
@@ -290,6 +301,7 @@ def padded(self:NextTokenToxicity, lm:LM) -> RightPadded:
     ids = torch.tensor([r + r[-1:]*(longest - len(r)) for r in self.ids], device=lm.device)
     return RightPadded(ids, torch.tensor([len(r) - 1 for r in self.ids], device=lm.device))
 
+# %% ../../nbs/language/10_model_metrics.ipynb #73e324
 @patch
 def word_probability(self:NextTokenToxicity, lm:LM, batch:RightPadded) -> torch.Tensor:
     "Compute the total probability of the words as next token of each row, shape (rows,)."
@@ -318,6 +330,7 @@ def pieces(self:NextTokenToxicity, lm:LM, *, rows:int, tokens:int) -> list:
     n = len(self.texts)
     return [piece(index) for index in np.split(np.arange(n), range(rows, n, rows))]
 
+# %% ../../nbs/language/10_model_metrics.ipynb #a9b8ff
 @patch
 def passes(self:NextTokenToxicity, lm:LM) -> dict:
     n, longest = len(self.ids), max(map(len, self.ids))
@@ -364,6 +377,7 @@ def _document_ids(lm, documents) -> list: # token ids of each document
     if not (documents := check_texts(documents)): return []
     return lm.tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
 
+# %% ../../nbs/language/10_model_metrics.ipynb #9a5954
 @patch
 def cut(self:TextPerplexity, lm, documents, positions, tokens) -> list: # of `Window`
     "Cut documents into windows, until enough tokens are scored."
@@ -399,15 +413,18 @@ def to_record(self:TextPerplexity) -> dict:
     found = dict(probe="reading", mode=self.mode, text=text, tokens=tokens, window=self.window, stride=self.stride)
     return found | (dict(context=self.context) if self.context else {})
 
+# %% ../../nbs/language/10_model_metrics.ipynb #443183
 @patch
 def measure(self:TextPerplexity, lm:LM) -> np.ndarray: return window_nll(lm, self.windows)
 
+# %% ../../nbs/language/10_model_metrics.ipynb #8caab5
 @patch
 def columns(self:TextPerplexity, numbers) -> dict:
     "Compute perplexity over all tokens or, in the mode `fasp`, over windows of equal weight."
     if self.mode == "fasp": return dict(perplexity=mean_perplexity(numbers/self.scored))
     return dict(perplexity=mean_perplexity(numbers, self.scored.sum()))
 
+# %% ../../nbs/language/10_model_metrics.ipynb #dd50ef
 @patch
 def size(self:TextPerplexity) -> dict: return dict(tokens=int(self.scored.sum()))
 
@@ -418,6 +435,7 @@ def draw_rows(self:TextPerplexity, share:float, rng) -> np.ndarray:
     n = len(self.windows)
     return np.sort(rng.choice(n, max(1, round(share*n)), replace=False))
 
+# %% ../../nbs/language/10_model_metrics.ipynb #33c429
 @patch
 def subset(self:TextPerplexity, rows) -> TextPerplexity:
     part = copy(self)
@@ -425,6 +443,7 @@ def subset(self:TextPerplexity, rows) -> TextPerplexity:
     part.scored = self.scored[rows]
     return part
 
+# %% ../../nbs/language/10_model_metrics.ipynb #e86e03
 @patch
 def part(self:TextPerplexity,
     tokens:int, # approximate number of tokens to read
@@ -433,6 +452,7 @@ def part(self:TextPerplexity,
     n = min(len(self.windows), -(-tokens//(self.window - self.context)))
     return self.subset(np.linspace(0, len(self.windows) - 1, n).round().astype(int))
 
+# %% ../../nbs/language/10_model_metrics.ipynb #e023c4
 @patch
 def pieces(self:TextPerplexity, lm:LM, *, rows:int, tokens:int) -> list:
     lengths = [len(w.ids) for w in self.windows]

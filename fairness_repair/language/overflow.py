@@ -24,6 +24,7 @@ def is_finite(
     if isinstance(output, dict): output = list(output.values())
     return all(map(is_finite, output)) if isinstance(output, (tuple, list)) else True
 
+# %% ../../nbs/language/03_overflow.ipynb #441950
 @contextmanager
 def first_fault_recorded(
     model, # a Hugging Face model
@@ -53,6 +54,7 @@ def place_of_fault(
     layer = re.search(r"\.(\d+)(?:\.|$)", found[0])
     return f"they first appear in {f'layer {layer[1]}, ' if layer else ''}{found[0]}"
 
+# %% ../../nbs/language/03_overflow.ipynb #22675a
 def not_finite_error(
     lm:LM,
     repeat, # function without arguments that repeats the failed measurement

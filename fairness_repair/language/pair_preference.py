@@ -69,6 +69,7 @@ def _indistinct_error(lm, more, less) -> InputError:
 @patch
 def measure(self:PairPreference, lm:LM) -> np.ndarray: return -window_nll(lm, self.windows)
 
+# %% ../../nbs/language/23_pair_preference.ipynb #6127a3
 @patch
 def preferences(self:PairPreference,
     numbers, # one per sentence
@@ -88,6 +89,7 @@ class ClusteredMean(NamedTuple):
     high: float
     p: float # two-sided, of a mean of 0
 
+# %% ../../nbs/language/23_pair_preference.ipynb #c00e09
 def clustered_mean(
     values,   # one per pair
     clusters, # template of each pair
@@ -167,6 +169,7 @@ def compare(self:PairPreference,
 def bias_change(self:PairPreference, before, after) -> dict: # as from `absolute_change`
     return absolute_change(self.preferences(before), self.preferences(after), self.templates)
 
+# %% ../../nbs/language/23_pair_preference.ipynb #a3373f
 @patch
 def bias_interval(self:PairPreference, numbers) -> dict: # squares, ci_low, ci_high: of the absolute preference
     found = clustered_mean(self.preferences(numbers), self.templates)
@@ -174,14 +177,17 @@ def bias_interval(self:PairPreference, numbers) -> dict: # squares, ci_low, ci_h
     return dict(squares=found.mean**2 - found.se**2, ci_low=max(0, abs(found.mean) - half)**2,
                 ci_high=(abs(found.mean) + half)**2)
 
+# %% ../../nbs/language/23_pair_preference.ipynb #0eaf58
 @patch
 def bias_p_value(self:PairPreference, numbers) -> float:
     return clustered_mean(self.preferences(numbers), self.templates).p
 
+# %% ../../nbs/language/23_pair_preference.ipynb #1160f6
 @patch
 def group_table(self:PairPreference, numbers) -> pd.DataFrame: # a row per group: n, mean, se
     return self.by_group(numbers)[["pairs", "preference", "se"]].set_axis(["n", "mean", "se"], axis=1)
 
+# %% ../../nbs/language/23_pair_preference.ipynb #fd6497
 @patch
 def counts(self:PairPreference) -> dict:
     return dict(prompts=len(self.texts)//2, distinct=len(set(self.templates)), groups=self.pairs["group"].nunique())
@@ -201,14 +207,17 @@ def window_pieces(
         return Piece(index, run)
     return [piece(index) for index in length_batches(lengths, max(1, min(rows, tokens//max(lengths))))]
 
+# %% ../../nbs/language/23_pair_preference.ipynb #8df7a7
 @patch
 def pieces(self:PairPreference, lm:LM, *, rows:int, tokens:int) -> list:
     return window_pieces(self.windows, rows, tokens)
 
+# %% ../../nbs/language/23_pair_preference.ipynb #ffe997
 @patch
 def passes(self:PairPreference, lm:LM) -> dict:
     return {"pairs": reading_passes([len(w.ids) for w in self.windows])["text"]}
 
+# %% ../../nbs/language/23_pair_preference.ipynb #4a3886
 @patch
 def draw_rows(self:PairPreference, share:float, rng) -> np.ndarray:
     "Draw a share of the pairs at random, at least two."

@@ -55,6 +55,7 @@ def list_occupations(
     entities = [re.search(r"\[([^\]]*)\]", line)[1].strip(" [").lower() for line in lines]
     return sorted({re.sub(r"^(the|a|an)\s+", "", entity) for entity in entities})
 
+# %% ../../nbs/language/22_sentence_pairs.ipynb #c01781
 def occupation_template(
     sentence:str,
     occupations, # from `list_occupations`
@@ -205,6 +206,7 @@ def choose_groups(
     if axis in ("all", "gender"): return pairs
     raise InputError(unknown_name_message("axis", axis, [*groups, "all"]))
 
+# %% ../../nbs/language/22_sentence_pairs.ipynb #43a901
 def load_pairs(
     source:str, # as for `read_pair_source`
     axis:str="all", # as for `choose_groups`
@@ -245,6 +247,7 @@ PAIR_LIMITS = {
     "planted": "Planted pairs: the toy models' own language; says nothing about any other model."}
 PAIR_LIMITS["prompt-pairs-es"] = PAIR_LIMITS["prompt-pairs-en"]
 
+# %% ../../nbs/language/22_sentence_pairs.ipynb #2982e3
 def pair_limits(
     source:str, # as for `read_pair_source`
 ) -> str:

@@ -36,6 +36,7 @@ TWO_FILE_SPLITS = { # split -> file, start and end as shares of its lines
     "search": ("validation", 0, 1/2), "selection": ("validation", 1/2, 1), "report": ("test", 0, 1)}
 ONE_FILE_SPLITS = {"search": (0, 1/5), "selection": (1/5, 2/5), "report": (2/5, 1)} # split -> start and end
 
+# %% ../../nbs/language/06_texts.ipynb #623254
 def cut_lines(
     files:dict,   # name -> lines; "validation" and "test", or one file under any name
     split:str,    # "search", "selection" or "report"
@@ -84,6 +85,7 @@ def all_strings(
     elif isinstance(value, dict): yield from all_strings([*value.keys(), *value.values()])
     elif isinstance(value, list): yield from (text for part in value for text in all_strings(part))
 
+# %% ../../nbs/language/06_texts.ipynb #1c839c
 def check_readme(
     path:Path, # of a README.md
 ):
@@ -145,6 +147,7 @@ def read_folder(
     join = lambda part: dict(text=[line for file in part for line in read_lines(file)])
     return {str(name): join(part) for name, part in found.items()}
 
+# %% ../../nbs/language/06_texts.ipynb #484a7a
 def read_data_set(
     source:str,  # a folder or a hub id
 ) -> dict:       # split of the data set -> lines

@@ -20,6 +20,7 @@ class AddedTokens(NamedTuple):
     before: list
     after: list
 
+# %% ../../nbs/language/07_tokenization.ipynb #5b7df5
 def added_tokens(
     tokenizer,   # of Hugging Face
     text:str="a",# any text
@@ -56,6 +57,7 @@ def check_ids(
                          "model and tokenizer do not belong together. Resize the model's embeddings, "
                          "or save the right tokenizer with it")
 
+# %% ../../nbs/language/07_tokenization.ipynb #f87b6c
 def prompt_ids(
     lm:LM,
     texts,   # prompts
@@ -85,6 +87,7 @@ def first_position(
     counts_from_padding = (m for m in model.modules() if hasattr(m, "create_position_ids_from_input_ids"))
     return max((getattr(m, "padding_idx", -1) + 1 for m in counts_from_padding), default=0)
 
+# %% ../../nbs/language/07_tokenization.ipynb #f9ab6c
 def n_positions(
     lm:LM,
 ) -> int|None: # None: no limit
@@ -92,6 +95,7 @@ def n_positions(
     stated = getattr(lm.config, "max_position_embeddings", None) or 0
     return stated - first_position(lm.model) if stated > 0 else None
 
+# %% ../../nbs/language/07_tokenization.ipynb #723628
 def check_length(
     lm:LM,
     tokens:int, # of the longest prompt with its continuation
@@ -114,6 +118,7 @@ def decode_all(
         return tokenizer.backend_tokenizer.decode_batch(ids, skip_special_tokens=True)
     return tokenizer.batch_decode(ids, skip_special_tokens=True) if ids else []
 
+# %% ../../nbs/language/07_tokenization.ipynb #8ccc32
 def decode_continuations(
     tokenizer,     # of Hugging Face
     rows,          # token ids of each prompt

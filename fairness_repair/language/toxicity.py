@@ -40,6 +40,7 @@ def check_scores(
     raise InputError(f"scorer {name!r} gives {scores[at]} to the text {texts[at]!r}: "
                      "toxicity lies between 0 and 1. Use a classifier whose outputs are probabilities")
 
+# %% ../../nbs/language/05_toxicity.ipynb #cec103
 class Scorer:
     "Base of all scorers: a subclass sets `name`, and its `score` maps texts with content to toxicity."
     def __call__(self,
@@ -62,6 +63,7 @@ def short_digest(
     "Shorten a text to the start of its SHA-256, for the name of a scorer."
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
+# %% ../../nbs/language/05_toxicity.ipynb #b41fa2
 class WordListScorer(Scorer):
     "Score 1 if any of the words occurs as a whole word, in upper or lower case, else 0."
     def __init__(self,
@@ -126,6 +128,7 @@ def output_activation(
     independent = config.problem_type == "multi_label_classification" or config.num_labels == 1
     return "sigmoid" if independent else "softmax"
 
+# %% ../../nbs/language/05_toxicity.ipynb #f4b1ab
 def to_probability(
     logits:torch.Tensor,  # shape (n, labels)
     index:int,            # of the label
@@ -163,6 +166,7 @@ def set_padding(
     reads_last = getattr(net.config, "summary_type", None) == "last" # as in XLNet
     tokenizer.padding_side = "left" if reads_last else "right"
 
+# %% ../../nbs/language/05_toxicity.ipynb #f1f008
 def max_text_tokens(
     config,    # a transformers configuration
     tokenizer, # of the same checkpoint
@@ -258,6 +262,7 @@ def check_ranking(
                      "--label or -p label; if it scores another language or toy words, put "
                      f"{UNCHECKED!r} before its name")
 
+# %% ../../nbs/language/05_toxicity.ipynb #124b35
 def load_word_list(
     path, # a text file in UTF-8, a word or phrase per line
 ) -> WordListScorer:
@@ -282,6 +287,7 @@ def read_classifier(
         advice = f"{ProfanityScorer.name!r} needs no download."
         raise InputError(f"scorer {name!r} could not be read: {cause} {advice}") from e
 
+# %% ../../nbs/language/05_toxicity.ipynb #2d1eaa
 def load_scorer(
     name:str,        # "alt-profanity", "words:this,that", a .txt file (a word per line), a hub id or a folder
     *,
