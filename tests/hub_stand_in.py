@@ -177,6 +177,7 @@ class Handler(BaseHTTPRequestHandler):
         assert header["key"] == "header" and header["value"]["summary"]
         for value in (operation["value"] | dict(key=operation["key"]) for operation in operations):
             if value["key"] == "file": repository.files[value["path"]] = base64.b64decode(value["content"])
+            elif value["key"] == "deletedFile": del repository.files[value["path"]]
             elif value["key"] == "lfsFile": repository.files[value["path"]] = self.hub.large[value["oid"]]
             else: raise Refusal(400, f"unknown operation {value['key']}")
         url = f"{self.hub.url}/{repo_id}/commit/{repository.commit}"

@@ -11,7 +11,7 @@ import shlex
 from dataclasses import asdict
 import pandas as pd
 
-from .job import ROUNDED, Job
+from .job import QUANTIZED, Job
 from .result import RepairResult
 from .verdict import format_number
 from ..core import one_line
@@ -102,7 +102,7 @@ def repeat_command(
 ) -> str: # for a shell
     "Write the command that repeats a repair."
     usual = asdict(PRESETS.get(job.model, ExperimentConfig())) | (PAIR_SIZES if job.settings.measure else {})
-    usual |= repair_sizes(job.model, job.method, job.settings.measure) | (ROUNDED if job.quantize else {})
+    usual |= repair_sizes(job.model, job.method, job.settings.measure) | (QUANTIZED if job.quantize else {})
     given = {name: value for name, value in asdict(job.settings).items() if name in _OPTIONS and value != usual[name]}
     given = {name: given[name] for name in _OPTIONS if name in given}
     if job.method != "gradient": given["method"] = job.method

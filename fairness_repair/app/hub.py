@@ -60,8 +60,14 @@ def _find_writable(
     account:dict, # from `_ask_account`
 ) -> list: # names of the user and of organisations
     "List where the owner of a token may create models."
-    if ((account.get("auth") or {}).get("accessToken") or {}).get("role") == "read": return []
-    return [account["name"], *(org["name"] for org in account.get("orgs", []) if org.get("roleInOrg") != "read")]
+    token = (account.get("auth") or {}).get("accessToken") or {}
+    names = [account["name"], *(org["name"] for org in account.get("orgs", []) if org.get("roleInOrg") != "read")]
+    scopes = token.get("fineGrained") or {}
+    if token.get("role") != "fineGrained" or not scopes: return [] if token.get("role") == "read" else names
+    granted = {(scope.get("entity") or {}).get("name") for scope in scopes.get("scoped", [])
+               if "repo.write" in scope.get("permissions", [])}
+    return names if "repo.write" in scopes.get("global", []) else [*(name for name in names if name in granted),
+                                                                   *sorted(n for n in granted if n and "/" in n)]
 
 # %% ../../nbs/app/18_hub.ipynb #4dd777
 def check_push(
@@ -73,11 +79,13 @@ def check_push(
     if not allowed:
         raise InputError(f"push_to = {repo_id!r}: the token of {account['name']!r} may only read. Make one that may "
                          "write, and run `hf auth login --force` or set HF_TOKEN.")
-    if namespace not in allowed:
+    if namespace not in allowed and repo_id not in allowed:
         raise InputError(f"push_to = {repo_id!r}: {account['name']!r} cannot create models under {namespace!r}. "
                          f"Allowed: {', '.join(allowed)}.")
 
 # %% ../../nbs/app/18_hub.ipynb #h015
+_OLD_WEIGHTS = ["*.safetensors", "*.safetensors.index.json", "pytorch_model*"] # else transformers may load these
+
 class PushedModel(NamedTuple):
     "Describe where on the hub a model is."
     url: str      # of the commit
@@ -92,7 +100,8 @@ def push(
     api = HfApi()
     try:
         api.create_repo(repo_id, private=True, exist_ok=True)
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a repaired model")
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, delete_patterns=_OLD_WEIGHTS,
+                                   commit_message="Upload a repaired model")
         return PushedModel(commit.commit_url, api.model_info(repo_id).private)
     except Exception as e: # each part of the library has its own
         cause = " ".join(str(e).split())[:200].rstrip(".") or type(e).__name__

@@ -19,6 +19,9 @@ from ..language.sentence_pairs import OWN_PAIRS
 from ..report import escape_markdown, to_markdown
 
 # %% ../../nbs/app/08_model_card.ipynb #c005
+_LICENCES = {"apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "mpl-2.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0",
+             "cc-by-nc-4.0", "openrail", "bigscience-bloom-rail-1.0", "llama2", "llama3", "gemma", "other"} # hub names
+
 def _read_base(
     model:str, # as for `load`
 ) -> dict: # fields of the header: base_model of a hub model, and its licence
@@ -32,7 +35,11 @@ def _read_base(
             header = ModelCard.load(folder/"README.md" if local else model, ignore_metadata_errors=True).data
     except InputError: return found
     given = {name: header.get(name) for name in ("license", "license_name", "license_link")}
-    return found | {name: value for name, value in given.items() if isinstance(value, str)}
+    given = {name: value for name, value in given.items() if isinstance(value, str)}
+    if local and given.get("license", "other") not in _LICENCES: # the hub would refuse the whole upload
+        given = {"license": "other", "license_name": slug(given["license"]).lower()} | {
+            name: value for name, value in given.items() if name == "license_link"}
+    return found | given
 
 # %% ../../nbs/app/08_model_card.ipynb #c006b
 _WIKITEXT = dict(dataset_type="Salesforce/wikitext", dataset_name="WikiText-2, test", dataset_split="test",
@@ -60,10 +67,11 @@ def _list_metrics(
     result:RepairResult,
 ) -> list: # of `EvalResult`
     "List bias, toxicity or preference, and perplexity of the changed model, with four digits."
-    values = result.table.set_index("measure")["changed"]
+    values, bits = result.table.set_index("measure")["changed"], result.job.quantize
     task = dict(task_type="text-generation", task_name="Text generation")
     named = _name_metrics(result.job.settings).items()
-    return [EvalResult(**task, **data, metric_type=measure, metric_name=name,
+    return [EvalResult(**task, **data, metric_type=measure,
+                       metric_name=name + (f", weights quantized to {bits}" if bits else ""),
                        metric_value=float(f"{values[measure]:.4g}"))
             for measure, (name, data) in named if math.isfinite(values[measure])]
 

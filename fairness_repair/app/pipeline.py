@@ -7,7 +7,7 @@ __all__ = ['repair']
 
 # %% ../../nbs/app/09_pipeline.ipynb #c003
 import json, shutil
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 from .figures import save_figures
 from .hub import push
@@ -23,6 +23,7 @@ from ..language.mean_ablation import output_biases, with_mean_ablation
 from ..language.models import LM, load, no_progress_bars
 from ..language.shards import copy_pruned, find_checkpoint
 from ..language.texts import load_text
+from ..pruning.search_methods import GRADIENT_METHODS
 from ..store import Store
 
 # %% ../../nbs/app/09_pipeline.ipynb #p002
@@ -34,6 +35,9 @@ def _try_saving(
 ):
     "Refuse a model that could not be saved, before anything is measured; return its `Checkpoint` if that is copied."
     if not lm.is_in_memory:
+        if job.method in GRADIENT_METHODS and any(p.is_meta for p in lm.model.parameters()):
+            raise InputError(f"method = {job.method!r} needs all weights of model {job.model!r} in memory, and some are "
+                             "on the disk: use the method AP or random, or quantize")
         checkpoint = find_checkpoint(job.model)
         check_output_folder("out", job.out, needed=checkpoint.n_bytes)
         return checkpoint
@@ -71,8 +75,12 @@ def _write_record(
     "Write result.json: provenance, all numbers, and where on the hub the model is."
     table = result.table.rename(columns=dict(changed=result.label))
     record = result.record | dict(table=json.loads(table.to_json(orient="records")))
+    file = result.job.out/"result.json"
+    with suppress(OSError, ValueError, TypeError): # of the same heads, so it is the same model
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if "pushed" in before and before.get("state") == record.get("state"): record["pushed"] = before["pushed"]
     if result.pushed: record["pushed"] = result.pushed._asdict()
-    write_whole(result.job.out/"result.json", json.dumps(record, indent=1) + "\n")
+    write_whole(file, json.dumps(record, indent=1) + "\n")
 
 # %% ../../nbs/app/09_pipeline.ipynb #2b5d4c
 def _save_result(
@@ -128,7 +136,7 @@ def repair(
     save_candidate:bool=False, # save a model whose change is not significant, too
     push_to:str="",        # user/name on the hub, where the saved model is uploaded; left out: nowhere
     ablation:str="zero",   # what replaces the output of a dropped head: zero, or mean (its mean over the text)
-    quantize:str="",       # measure with weights rounded to 8bit or 4bit (bitsandbytes); they are saved unrounded
+    quantize:str="",       # measure with weights quantized to 8bit or 4bit (bitsandbytes); saved in full precision
     device:str="",         # cpu, cuda:1, ...; auto spreads a large model over all devices; left out: a GPU if there is one
     progress:bool=True,    # show bars
 ) -> RepairResult:         # its `checkpoint` is the folder of the saved model, or None

@@ -38,9 +38,9 @@ class OutputProjection:
         return isinstance(self.module, Conv1D)
 
     def weight_by_head(self) -> torch.Tensor: # a view of the weight, shape (n_heads, head_dim, outputs)
-        "Split the weight into the parts that read each head; refuse a weight that is rounded to fewer bits."
+        "Split the weight into the parts that read each head; refuse a quantized weight."
         if not self.module.weight.is_floating_point():
-            raise InputError(f"{self.name}: its weight is rounded to fewer bits, so it cannot be changed. "
+            raise InputError(f"{self.name}: its weight is quantized, so it cannot be changed. "
                              "Load the model in full precision.")
         weight = self.module.weight if self.transposed else self.module.weight.T
         return weight.unflatten(0, (self.n_heads, self.head_dim))

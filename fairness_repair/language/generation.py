@@ -134,7 +134,8 @@ def parallel_map(
     "Apply a function to independent items: on a CPU one item per core; in turn for a GPU or a small model."
     cores, small = torch.get_num_threads(), is_latency_bound(lm)
     alone = len(items) == 1 and lm.dtype == torch.float32 and not small
-    if cores == 1 or alone or lm.device.type != "cpu": return [work(item) for item in items]
+    on_disk = any(p.is_meta for p in lm.model.parameters()) # read layer by layer, by one thread
+    if cores == 1 or alone or on_disk or lm.device.type != "cpu": return [work(item) for item in items]
     if small:
         with one_thread(): return [work(item) for item in items]
     pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))

@@ -45,12 +45,12 @@ def weights_frozen(
     model, # a Hugging Face causal LM
 ):
     "Compute no gradients of weights inside a `with` block."
-    learning = [p for p in model.parameters() if p.requires_grad]
-    for p in learning: p.requires_grad_(False)
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    for p in model.parameters(): p.requires_grad_(False)
     try: yield model
     finally:
-        for p in learning:
-            if not p.is_inference(): p.requires_grad_(True) # weights on the disk were read in inference mode
+        for name, p in model.named_parameters(): # by name: those on the disk are other tensors after each pass
+            if name in learning and p.is_floating_point() and not p.is_inference(): p.requires_grad_(True)
 
 # %% ../../nbs/language/18_head_gradients.ipynb #c008b
 def as_gates(

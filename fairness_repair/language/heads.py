@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['head_pairs', 'heads_to_mask', 'mask_to_heads', 'values_by_layer', 'check_mask', 'replace_slices', 'temporary_hooks',
-           'masks_of', 'means_of', 'heads_dropped', 'add_to_bias', 'prune', 'save_checkpoint', 'write_state',
-           'save_pruned']
+           'masks_of', 'means_of', 'heads_dropped', 'add_to_bias', 'prune', 'save_checkpoint', 'remove_checkpoint',
+           'write_state', 'save_pruned']
 
 # %% ../../nbs/language/02_heads.ipynb #c002
 import json
@@ -187,6 +187,13 @@ def save_checkpoint(
     lm.tokenizer.save_pretrained(folder)
 
 # %% ../../nbs/language/02_heads.ipynb #c048
+def remove_checkpoint(
+    folder:Path,
+):
+    "Remove the weights of an older checkpoint, and `state.json`, which is written last: a folder with it is complete."
+    for pattern in ("state.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"):
+        for file in folder.glob(pattern): file.unlink()
+
 def write_state(
     name:str,   # of the model
     model:nn.Module, # a Hugging Face causal LM
@@ -198,7 +205,7 @@ def write_state(
     n_layers = model.config.get_text_config().num_hidden_layers
     n_heads = heads_per_layer(attention_output_projections(model), n_layers)
     heads = mask_to_heads(np.ravel(drop_mask), n_layers, n_heads)
-    name = Path(name).name if Path(name).expanduser().is_dir() else name # no path of this machine
+    if (home := Path(name).expanduser()).is_dir(): name = home.resolve().name # no path of this machine
     record = dict(model=name, n_layers=n_layers, n_heads=n_heads, dropped=heads) | more
     (Path(folder)/"state.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
 
@@ -212,7 +219,7 @@ def save_pruned(
     folder = Path(folder)
     parameters = [x for p in lm.projections for x in p.module.parameters()]
     before = [x.detach().clone() for x in parameters]
-    (folder/"state.json").unlink(missing_ok=True) # written last: a folder with this file is complete
+    remove_checkpoint(folder)
     try:
         prune(lm.model, drop_mask)
         save_checkpoint(lm, folder)

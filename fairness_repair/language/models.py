@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from ..core import InputError, check_sha256, paths, unknown_name_message
 from .attention import attention_output_projections, heads_per_layer
-from .large_models import check_memory, check_quantize, find_device, keep_rounded_weights
-from .large_models import parameters_in_full, quantization_config
+from .large_models import check_memory, check_quantize, find_device, quantization_scales
+from .large_models import parameters_in_full, reading_options, settle_quantized_weights
 
 import torch, transformers
 from fastcore.basics import patch
@@ -37,7 +37,7 @@ class LM:
     name: str         # as given to `load`
     model: object     # the Hugging Face causal LM
     tokenizer: object # the Hugging Face tokenizer that belongs to it
-    quantize: str = "" # how its weights are rounded, a name in `QUANTIZATIONS`; "": not at all
+    quantize: str = "" # how its weights are quantized, a name in `QUANTIZATIONS`; "": not at all
 
     @property
     def config(self): return self.model.config.get_text_config() # of the language part
@@ -56,7 +56,7 @@ class LM:
 @patch(as_prop=True)
 def device(self:LM) -> torch.device: # of the tokens
     held = (p for p in self.model.parameters() if not p.is_meta)
-    return next(held).device
+    return next((p.device for p in held), torch.device("cpu")) # weights on the disk are read into memory
 
 @patch(as_prop=True)
 def dtype(self:LM) -> torch.dtype: return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
@@ -64,7 +64,8 @@ def dtype(self:LM) -> torch.dtype: return next(p.dtype for p in self.model.param
 # %% ../../nbs/language/01_models.ipynb #da01cd
 @patch(as_prop=True)
 def is_in_memory(self:LM) -> bool: # in full precision, no weights on the disk
-    return not self.quantize and not any(p.is_meta for p in self.model.parameters())
+    whole = all(p.module.weight.is_floating_point() for p in self.projections) # not quantized by its checkpoint
+    return whole and not self.quantize and not any(p.is_meta for p in self.model.parameters())
 
 # %% ../../nbs/language/01_models.ipynb #cf8d90
 @patch
@@ -86,11 +87,12 @@ def __repr__(self:LM) -> str: # one line
 # %% ../../nbs/language/01_models.ipynb #c010
 @patch
 def weights_hash(self:LM) -> str: # 64 hex digits
-    "Compute SHA-256 over name, precision, shape and bytes of all parameters, sorted by name."
+    "Compute SHA-256 over name, precision, shape and bytes of all parameters, sorted by name, and scales if quantized."
     digest = hashlib.sha256()
     for name, p in parameters_in_full(self.model):
         digest.update(f"{name} {p.dtype} {list(p.shape)}\n".encode())
         digest.update(p.detach().reshape(-1).contiguous().view(torch.uint8).cpu().numpy())
+    for name, scales in quantization_scales(self.model): digest.update(scales.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 # %% ../../nbs/language/01_models.ipynb #c013b
@@ -241,18 +243,19 @@ def read_model(
     quantize:str="",      # a name in `QUANTIZATIONS`; "": full precision
 ):                        # a causal LM in evaluation mode, on the device if it is one
     "Read and check a model's configuration and weights."
-    config, options = read_config(name, source, local=local), {}
-    one, dtype = isinstance(device, torch.device), DTYPES[dtype]
-    check_memory(name, config, dtype, device, quantize=quantize)
-    if quantize or not one: options["device_map"] = {"": device} if one else device
-    if quantize: options["quantization_config"] = quantization_config(quantize, dtype)
+    config, dtype = read_config(name, source, local=local), DTYPES[dtype]
+    if quantize and getattr(config, "quantization_config", None):
+        raise InputError(f"quantize = {quantize!r}: the weights of model {name!r} are quantized already")
+    check_memory(name, config, dtype, device, quantize=quantize, say=True)
+    options = reading_options(device, dtype, quantize=quantize)
     with load_errors(name, "weights"):
         model, info = from_pretrained(source, config=config, dtype=dtype, local_files_only=local, **options)
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"the checkpoint of model {name!r} lacks {len(missing)} weights (the first is "
                          f"{missing[0]!r}), which would be random. Use a complete checkpoint.")
-    keep_rounded_weights(model)
-    for p in model.parameters(): p.data = p.data.clone() # a view would change with its file, or crash
+    settle_quantized_weights(model)
+    for p in model.parameters(): # a view would change with its file, or crash; quantized weights are no views
+        if p.is_floating_point(): p.data = p.data.clone()
     return (model if options else model.to(device)).eval()
 
 # %% ../../nbs/language/01_models.ipynb #c033
@@ -431,7 +434,7 @@ def load(
     *,
     dtype:str="float32",  # "float32", "bfloat16" or "float16"
     device=None,          # "cpu", "cuda:1", ...; "auto" or a device map: spread by accelerate; None: a GPU if there is one
-    quantize:str="",      # round weights to "8bit" or "4bit", by bitsandbytes; "": full precision
+    quantize:str="",      # quantize weights to "8bit" or "4bit", by bitsandbytes; "": full precision
 ) -> LM:
     "Load a causal language model; raise `ValueError` with the reason if name or checkpoint cannot be used."
     if dtype not in DTYPES: raise InputError(unknown_name_message("dtype", dtype, DTYPES))

@@ -13,6 +13,7 @@ import torch
 
 from ..core import InputError
 from .heads import temporary_hooks
+from .large_models import parameters_in_full
 from .models import LM
 
 # %% ../../nbs/language/03_overflow.ipynb #o005
@@ -47,8 +48,8 @@ def place_of_fault(
     repeat, # function without arguments that repeats the failed measurement
 ) -> str:
     "Name the weight that is not finite, or the layer where such a number first appears."
-    for name, weight in lm.model.named_parameters():
-        if not is_finite(weight.detach()): return f"the weight {name} is not finite"
+    for name, weight in parameters_in_full(lm.model):
+        if weight.is_floating_point() and not is_finite(weight.detach()): return f"the weight {name} is not finite"
     with torch.inference_mode(), first_fault_recorded(lm.model) as found: repeat()
     if not found: return "the result is not finite"
     layer = re.search(r"\.(\d+)(?:\.|$)", found[0])

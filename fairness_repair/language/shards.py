@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 
 from ..core import InputError, disk_errors
 from .attention import attention_output_projections
-from .heads import masks_of, write_state
+from .heads import masks_of, remove_checkpoint, write_state
 from .models import check_folder, load_errors, read_config, resolve_source
 
 # %% ../../nbs/language/26_shards.ipynb #c005
@@ -43,9 +43,10 @@ def read_places(
     folder,   # with the checkpoint
 ) -> dict:    # name of a tensor -> `TensorPlace`
     "Read where a checkpoint in safetensors keeps its tensors; refuse other formats."
-    index, files, found = Path(folder)/INDEX, [WEIGHTS], {}
+    index, files, found = Path(folder)/INDEX, [WEIGHTS], {} # transformers reads the index only without the one file
     with load_errors(name, "list of weights"):
-        if index.is_file(): files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if index.is_file() and not (Path(folder)/WEIGHTS).is_file():
+            files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         if missing := [file for file in files if not (Path(folder)/file).is_file()]:
             raise InputError(f"model {name!r} has no {missing[0]} in {folder}, so it cannot be copied file by file. Load "
                              "it with transformers and save it with save_pretrained, then use that folder.")
@@ -87,7 +88,7 @@ class Checkpoint(NamedTuple):
 def find_checkpoint(
     name:str, # as for `load`
 ) -> Checkpoint:
-    "Find a model's checkpoint on this machine, and check that all of its heads can be dropped in a copy."
+    "Find a model's checkpoint on this machine, and check that all of its heads can be dropped in a copy of it."
     source, local = resolve_source(name)
     config = read_config(name, source, local=local)
     with load_errors(name, "configuration"): folder = Path(cached_file(source, "config.json", local_files_only=local)).parent
@@ -98,7 +99,7 @@ def find_checkpoint(
     return found
 
 # %% ../../nbs/language/26_shards.ipynb #c014
-COPIED = (INDEX, "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+COPIED = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
           "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*", "LICENSE*", "NOTICE*")
 
 def zero_heads(
@@ -114,6 +115,15 @@ def zero_heads(
     weight.flush()
 
 # %% ../../nbs/language/26_shards.ipynb #sf7fa
+def _copy(file:Path, target:Path):
+    "Copy a file; leave out the path of the original machine, which older configurations hold."
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, target)
+    if file.name not in ("config.json", "tokenizer_config.json"): return
+    held = json.loads(file.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in held.items() if name not in ("_name_or_path", "name_or_path")}
+    if kept != held: target.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
 def copy_pruned(
     checkpoint:Checkpoint,
     drop_mask,    # True = dropped, (n,) or (n_layers, n_heads)
@@ -125,12 +135,15 @@ def copy_pruned(
     folder, parts = Path(folder), masks_of(checkpoint.model, drop_mask)
     with disk_errors(folder, needed=checkpoint.n_bytes):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder/"state.json").unlink(missing_ok=True) # written last: a folder with this file is complete
-        others = {file for pattern in COPIED for file in checkpoint.folder.glob(pattern)}
+        if folder.samefile(checkpoint.folder):
+            raise InputError(f"'{folder}' is the folder of model {checkpoint.name!r}: name another one for the copy")
+        remove_checkpoint(folder)
+        others = {file for pattern in COPIED for file in checkpoint.folder.glob(pattern) if file.is_file()}
+        if len(checkpoint.files) > 1: others.add(checkpoint.folder/INDEX)
         for file in tqdm(checkpoint.files + sorted(others), unit=" files", disable=not progress):
-            shutil.copyfile(file, folder/file.name)
+            _copy(file, folder/file.relative_to(checkpoint.folder))
         for projection, mask in parts:
             place = find_weight(checkpoint.name, checkpoint.places, checkpoint.model, projection)
-            if mask.any(): zero_heads(place._replace(file=folder/place.file.name), projection, mask)
+            if mask.any(): zero_heads(place._replace(file=folder/place.file.relative_to(checkpoint.folder)), projection, mask)
         write_state(checkpoint.name, checkpoint.model, drop_mask, folder)
     return folder

@@ -6,9 +6,9 @@ import pytest
 from huggingface_hub import ModelCard, constants
 
 from fairness_repair.app import pipeline, repair
-from fairness_repair.app.hub import push
+from fairness_repair.app.hub import PushedModel, _find_writable, push
 from fairness_repair.app.job import check_job
-from fairness_repair.app.model_card import write_model_card
+from fairness_repair.app.model_card import _read_base, write_model_card
 from fairness_repair.core import InputError
 from fairness_repair.language.models import load
 from hub_stand_in import HubStandIn, Repository
@@ -177,6 +177,48 @@ def test_existing_repository_stays_public_and_keeps_other_files(hub, online, tmp
     (tmp_path/"README.md").write_text("---\ntags: []\n---\nnew")
     assert push(tmp_path, "lab/open").private is False
     assert hub.repositories["lab/open"].files == {"LICENSE": b"mine", "README.md": b"---\ntags: []\n---\nnew"}
+
+
+def test_older_weights_in_the_repository_are_removed(hub, online, tmp_path):
+    "transformers reads model.safetensors first: beside the new files it would be the model that is loaded."
+    online.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    old = {"model.safetensors": b"old", "model-00003-of-00003.safetensors": b"old", "pytorch_model.bin": b"old", "LICENSE": b"mine"}
+    hub.repositories["me/again"] = Repository(private=True, files=old)
+    new = {"model-00001-of-00001.safetensors": b"new", "model.safetensors.index.json": b"{}"}
+    for name, content in new.items(): (tmp_path/name).write_bytes(content)
+    push(tmp_path, "me/again")
+    assert hub.repositories["me/again"].files == new | {"LICENSE": b"mine"}
+
+
+@pytest.mark.parametrize("scopes, allowed", [
+    (dict(), ["me", "lab"]), # an account whose answer says nothing of its rights
+    (dict(scoped=[dict(entity=dict(type="user", name="me"), permissions=["repo.content.read"])]), []),
+    (dict(scoped=[dict(entity=dict(type="org", name="lab"), permissions=["repo.write"])]), ["lab"]),
+    (dict(scoped=[dict(entity=dict(type="model", name="me/one"), permissions=["repo.write"])]), ["me/one"]),
+    ({"global": ["repo.write"]}, ["me", "lab"]),
+])
+def test_rights_of_a_fine_grained_token(scopes, allowed):
+    token = dict(role="fineGrained", fineGrained=scopes)
+    assert _find_writable(dict(name="me", orgs=[dict(name="lab", roleInOrg="admin")], auth=dict(accessToken=token))) == allowed
+
+
+@pytest.mark.parametrize("header, expected", [
+    ("license: mit", dict(license="mit")), ("license: other\nlicense_name: mine", dict(license="other", license_name="mine")),
+    ("license: Our Own Terms", dict(license="other", license_name="our-own-terms")), ("tags: []", dict())])
+def test_licence_of_a_local_model_is_one_that_the_hub_takes(tmp_path, header, expected):
+    (tmp_path/"README.md").write_text(f"---\n{header}\n---\n# Mine")
+    assert _read_base(str(tmp_path)) == expected
+
+
+def test_address_stays_in_the_record(tmp_path):
+    "Of a later run of the same repair without a push."
+    result = made_up(tmp_path)
+    result.job.out.mkdir(parents=True, exist_ok=True)
+    result.pushed = PushedModel("https://hub/commit/1", True)
+    pipeline._write_record(result)
+    result.pushed = None
+    pipeline._write_record(result)
+    assert json.loads((result.job.out/"result.json").read_text())["pushed"] == dict(url="https://hub/commit/1", private=True)
 
 
 def test_stopped_push_says_that_the_model_is_there(online, tmp_path):

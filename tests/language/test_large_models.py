@@ -1,4 +1,4 @@
-"Models that do not fit: rounded weights, layers on the disk, and repaired checkpoints that are copied file by file."
+"Models that do not fit: quantized weights, layers on the disk, and repaired checkpoints that are copied file by file."
 import json, os, re
 from pathlib import Path
 
@@ -148,7 +148,7 @@ def test_layers_on_the_disk(family, tmp_path):
 @needs_bitsandbytes
 @pytest.mark.parametrize("quantize, bits, agreement", [("8bit", 8, .999), ("4bit", 4, .9)])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_rounded_weights(family, quantize, bits, agreement, tmp_path):
+def test_quantized_weights(family, quantize, bits, agreement, tmp_path):
     home = saved(tmp_path/"home", family)
     lm, whole = load(str(home), device="cpu", quantize=quantize), load(str(home), device="cpu")
     assert lm.n_heads_total == whole.n_heads_total == 16 and not lm.is_in_memory
@@ -168,7 +168,11 @@ def test_rounded_weights(family, quantize, bits, agreement, tmp_path):
     assert torch.allclose(together[0], apart[0], atol=1e-4)
     assert not torch.allclose(together[1], apart[1], atol=1e-4)
     for change in (lambda: prune(lm.model, state), lambda: save_pruned(lm, state, tmp_path/"no")):
-        with pytest.raises(InputError, match="rounded to fewer bits"): change()
+        with pytest.raises(InputError, match="quantized"): change()
+    # what is held is counted by storage, since bitsandbytes may keep a second copy under another name
+    linear = [m for m in lm.model.modules() if hasattr(m, "state") or hasattr(m, "quant_state")]
+    tensors_of = lambda m: [m.weight.data, *(t for t in (getattr(m.weight, "CB", None), getattr(getattr(m, "state", None), "CB", None)) if t is not None)]
+    for m in linear: assert len({t.untyped_storage().data_ptr() for t in tensors_of(m)}) == 1
     held = lm.model.get_memory_footprint()
     assert abs(weight_bytes(configs[family], torch.float32, quantize=quantize) - held) < .05*held
 
@@ -189,7 +193,10 @@ def test_weights_that_do_not_fit(monkeypatch, tmp_path, capfd):
     assert not (tmp_path/"out").exists()
     assert load(str(home), device="auto").n_heads_total == 16
     huge = LlamaConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32)
-    check_memory("huge", huge, torch.bfloat16, "auto")
+    check_memory("huge", huge, torch.bfloat16, "auto", say=True)
+    with pytest.raises(InputError, match=r"Use quantize='8bit' or '4bit', or device='auto'"): check_memory("huge", huge, torch.bfloat16, torch.device("cpu"))
+    with pytest.raises(InputError, match=r"Use quantize='4bit', or device='auto', which spreads them over all GPUs\.$"):
+        check_memory("huge", huge, torch.bfloat16, torch.device("cpu"), quantize="8bit")
     assert "huge: 1" in capfd.readouterr().err
 
 
@@ -198,15 +205,16 @@ def test_wrong_arguments(monkeypatch, tmp_path):
     for device in ("gpu", "cpu:x"):
         with pytest.raises(InputError, match=f"device '{device}'"): load("tiny", device=device)
     with pytest.raises(InputError, match="device 'cuda:7'"): load("tiny", device="cuda:7")
-    with pytest.raises(InputError, match="cannot be saved file by file"): check_job("tiny", tmp_path, device="auto", ablation="mean")
+    with pytest.raises(InputError, match="device 'meta'"): load("tiny", device="meta")
+    with pytest.raises(InputError, match="device ..cpu.."): load("tiny", device=["cpu"])
     monkeypatch.setattr(large_models.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="'8bit' needs bitsandbytes: pip install 'fairness_repair.large"): load("tiny", quantize="8bit")
     with pytest.raises(InputError, match="'auto' needs accelerate"): load("tiny", device="auto")
 
 
 @needs_bitsandbytes
-def test_repair_with_rounded_weights(tmp_path):
-    "Heads are chosen with rounded weights; the saved model is the checkpoint with zeros."
+def test_repair_with_quantized_weights(tmp_path):
+    "Heads are chosen with quantized weights; the saved model is the checkpoint with zeros."
     out = tmp_path/"out"
     options = dict(budget=25, method="random", quantize="8bit", save_candidate=True, progress=False)
     result = repair("tiny", out, **options)
@@ -215,7 +223,8 @@ def test_repair_with_rounded_weights(tmp_path):
     whole = load("tiny", device="cpu")
     prune(whole.model, result.drop_mask)
     assert again.weights_hash() == whole.weights_hash()
-    card = (out/"report.html").read_text(encoding="utf-8")
+    card, header = ((out/name).read_text(encoding="utf-8") for name in ("report.html", "model/README.md"))
+    assert "weights quantized to 8bit" in header.split("---")[1] and "was not measured itself" in card
     assert "8bit while measuring" in card and "--quantize 8bit" in card and "--dtype" not in card
     assert repair("tiny", out, **options).record["measured"] == 0
     with pytest.raises(InputError, match="quantize = '8bit'"): repair("tiny", out, **options | dict(quantize=""))
@@ -231,3 +240,82 @@ def test_repair_with_layers_on_the_disk(tmp_path, monkeypatch):
     copied = load(str(result.checkpoint), device="cpu").weights_hash()
     again = repair("tiny", tmp_path/"out", **options)
     assert again.record["measured"] == 0 and load(str(again.checkpoint), device="cpu").weights_hash() == copied
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+def test_hash_covers_the_scales_of_quantized_weights(quantize, tmp_path):
+    "Twice the weights have the same rounded numbers, and another scale."
+    home = saved(tmp_path/"home", "llama")
+    before = load(str(home), device="cpu", quantize=quantize).weights_hash()
+    for file in home.glob("*.safetensors"):
+        held = load_file(file)
+        save_file({n: t*2 if "layers.0.self_attn.o_proj" in n else t for n, t in held.items()}, file, metadata={"format": "pt"})
+    assert load(str(home), device="cpu", quantize=quantize).weights_hash() != before
+
+
+@needs_bitsandbytes
+def test_checkpoint_that_is_quantized_already(tmp_path):
+    home = saved(tmp_path/"home", "llama")
+    model = AutoModelForCausalLM.from_pretrained(home, quantization_config=large_models.quantization_config("4bit", torch.float32))
+    model.save_pretrained(tmp_path/"four")
+    load("tiny").tokenizer.save_pretrained(tmp_path/"four")
+    lm = load(str(tmp_path/"four"), device="cpu")
+    assert not lm.is_in_memory and len(generate(lm, ["the man"], new_tokens=3)) == 1
+    with pytest.raises(InputError, match="quantized already"): load(str(tmp_path/"four"), device="cpu", quantize="8bit")
+    with pytest.raises(InputError, match="holds it as U8"): find_checkpoint(str(tmp_path/"four"))
+
+
+def test_an_older_checkpoint_is_replaced(tmp_path):
+    "Whether it had one file or several: transformers must not find the old one."
+    home = saved(tmp_path/"home", "llama")
+    checkpoint, lm, other = find_checkpoint(str(home)), load(str(home), device="cpu"), states[0]
+    loaded = lambda: load(str(tmp_path/"out"), device="cpu").weights_hash()
+    expected = [load(str(save_pruned(lm, mask, tmp_path/f"{i}")), device="cpu").weights_hash() for i, mask in enumerate((state, other))]
+    save_pruned(lm, state, tmp_path/"out")
+    copy_pruned(checkpoint, other, tmp_path/"out")
+    assert loaded() == expected[1]
+    save_pruned(lm, state, tmp_path/"out")
+    assert loaded() == expected[0] and find_checkpoint(str(tmp_path/"out")).files == [tmp_path/"out"/"model.safetensors"]
+    with pytest.raises(InputError, match="is the folder of model"): copy_pruned(checkpoint, other, home)
+    assert load(str(home), device="cpu").weights_hash() == lm.weights_hash()
+
+
+def test_a_copy_holds_no_path_of_this_machine(tmp_path):
+    home = saved(tmp_path/"home", "llama")
+    for name, key in (("config.json", "_name_or_path"), ("tokenizer_config.json", "name_or_path")):
+        held = json.loads((home/name).read_text())
+        (home/name).write_text(json.dumps(held | {key: "/home/mine/secret"}))
+    (home/"tokenizer_folder").mkdir()
+    copied = copy_pruned(find_checkpoint(str(home)), state, tmp_path/"out")
+    assert not any(b"secret" in file.read_bytes() or str(tmp_path).encode() in file.read_bytes() for file in copied.rglob("*"))
+    assert load(str(copied), device="cpu").n_heads_total == 16
+
+
+def on_disk(home, **options): # a Llama of `saved`
+    return load(str(home), device={"model": "disk", "lm_head": "disk"} | options)
+
+
+def test_all_layers_on_the_disk(tmp_path, monkeypatch):
+    "One thread at a time reads them; gradients, and numbers that are not finite, say what is wrong."
+    import fairness_repair.app.pipeline as pipeline
+    from fairness_repair.language import generation
+    from fairness_repair.language.overflow import not_finite_error
+    home = saved(tmp_path/"home", "llama")
+    lm = on_disk(home)
+    assert lm.device.type == "cpu" and not lm.is_in_memory
+    monkeypatch.setattr(generation, "SMALL_MODEL", 0)
+    texts = ["the man is", "a woman was", "they are", "he"]*8
+    assert generate(lm, texts, new_tokens=4, batch_size=4) == generate(load(str(home), device="cpu"), texts, new_tokens=4, batch_size=4)
+    assert "not finite" in str(not_finite_error(lm, lambda: None))
+    before = {name for name, p in lm.model.named_parameters() if p.requires_grad}
+    with weights_frozen(lm.model): assert not any(p.requires_grad for p in lm.model.parameters())
+    assert {name for name, p in lm.model.named_parameters() if p.requires_grad} == before
+    monkeypatch.setattr(pipeline, "load", lambda *a, **k: on_disk(home))
+    data = dict(prompts="tiny", text="tiny", scorer="words:bad", progress=False)
+    with pytest.raises(InputError, match="'gradient' needs all weights .* in memory.*AP or random"): repair(str(home), tmp_path/"out", device="auto", **data)
+
+
+def test_mean_ablation_of_a_model_that_is_spread(tmp_path):
+    for device in ("auto", {"": "cpu"}):
+        with pytest.raises(InputError, match="cannot be saved file by file"): check_job("tiny", tmp_path, device=device, ablation="mean")
