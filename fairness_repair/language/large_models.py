@@ -44,11 +44,11 @@ def settle_quantized_weights(
 ):
     "Keep bitsandbytes from changing modules in their first pass, where several threads may meet."
     for module in model.modules():
-        if getattr(module.__dict__.get("_parameters", {}).get("weight"), "CB", None) is not None:
-            module.init_8bit_state()
+        if getattr(getattr(module, "weight", None), "CB", None) is not None: module.init_8bit_state()
         if hasattr(module, "support_avx512bf16_for_cpu"): # rearranged weights would pass no gradient
             module.support_avx512bf16_for_cpu = False
 
+# %% ../../nbs/language/25_large_models.ipynb #qse
 def quantization_scales(
     model, # a Hugging Face causal LM
 ):         # yields (name, tensor), sorted by name; nothing without quantized weights
@@ -63,7 +63,7 @@ def quantization_config(
     quantize:str,      # a name in `QUANTIZATIONS`
     dtype:torch.dtype, # in which quantized weights are multiplied; LLM.int8 multiplies in float16
 ):                     # for `from_pretrained` of transformers
-    "Make the configuration that rounds a model's weights while they are read."
+    "Make the configuration that quantizes a model's weights while they are read."
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR) # it names each cast to float16
     options = QUANTIZATIONS[quantize] | (dict(bnb_4bit_compute_dtype=dtype) if quantize == "4bit" else {})
     return transformers.BitsAndBytesConfig(**options)
@@ -150,6 +150,7 @@ def reading_options(
     if not one: found["offload_folder"] = _offload_folder() # for what its checkpoint does not hold as it is
     return found | (dict(quantization_config=quantization_config(quantize, dtype)) if quantize else {})
 
+# %% ../../nbs/language/25_large_models.ipynb #poe
 def parameters_in_full(
     model, # a Hugging Face causal LM, its weights on one or several devices, memory or disk
 ):         # yields (name, tensor), sorted by name

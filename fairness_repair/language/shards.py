@@ -139,7 +139,7 @@ def copy_pruned(
             raise InputError(f"'{folder}' is the folder of model {checkpoint.name!r}: name another one for the copy")
         remove_checkpoint(folder)
         others = {file for pattern in COPIED for file in checkpoint.folder.glob(pattern) if file.is_file()}
-        if len(checkpoint.files) > 1: others.add(checkpoint.folder/INDEX)
+        if checkpoint.files != [checkpoint.folder/WEIGHTS]: others.add(checkpoint.folder/INDEX)
         for file in tqdm(checkpoint.files + sorted(others), unit=" files", disable=not progress):
             _copy(file, folder/file.relative_to(checkpoint.folder))
         for projection, mask in parts:
