@@ -27,6 +27,7 @@ from platformdirs import user_data_path
 # %% ../nbs/00_core.ipynb #c003b
 class InputError(ValueError):
     "Report an invalid model, table, parameter or folder: its value, what is allowed, and what to do."
+    def _render_traceback_(self) -> list: return [f"{type(self).__name__}: {self}"] # lines that IPython shows
 
 # %% ../nbs/00_core.ipynb #c005
 def output_folder(

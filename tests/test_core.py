@@ -75,3 +75,12 @@ def test_registry_is_complete():
     "Every row has an address and a checksum."
     for name, row in core.registry().items():
         assert row["url"].startswith("https://") and len(row["sha256"]) == 64 and int(row["bytes"]) > 0, name
+
+
+def test_a_notebook_shows_the_message_of_an_input_error_alone(capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+    shell = InteractiveShell()
+    shell.run_cell("from fairness_repair.core import check_value")
+    shell.run_cell("check_value('draws', -2, int, low=0)")
+    shown = capsys.readouterr().out.strip()
+    assert shown.startswith("InputError: draws = -2: needs") and "\n" not in shown, shown

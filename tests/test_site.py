@@ -44,6 +44,16 @@ def test_every_public_name_has_its_place(site, soups):
         assert not absent, f"{dotted}: {absent}"
 
 
+def test_the_page_of_a_sub_package_says_what_each_module_is_for(site, soups):
+    for file in modules:
+        name, *inner = parts(file)
+        text = " ".join(soups[site/"api"/f"package_{name if inner else 'top'}.html"].get_text().split())
+        first = importlib.import_module(".".join(["fairness_repair", name, *inner])).__doc__.split("\n")[0]
+        assert " ".join(first.replace("`", "").split()) in text, (file.name, first)
+    links = [tag["href"] for tag in soups[site/"api"/"package_app.html"].find_all("a", href=True)]
+    assert any(link.endswith("#fairness_repair.app.pipeline.repair") for link in links)
+
+
 def test_every_notebook_is_a_page(site):
     for nb in paths.nbs.rglob("*.ipynb"):
         inner = nb.relative_to(paths.nbs).with_suffix(".html")

@@ -64,14 +64,15 @@ def _check_config(
     try: before = dict(json.loads((out/"config.json").read_text(encoding="utf-8")))
     except (ValueError, TypeError): before = {} # edited or damaged
     defaults = dict(label="", measure="", draws=0, ablation="zero", quantize="") # these are left out of files
-    before, config = defaults | before, defaults | config
+    before, config = defaults | before, config | defaults | config # the order of config: model first
+    changed = [name for name, value in config.items() if before.get(name, value) != value]
+    if "model" in before and changed:
+        name = changed[0]
+        raise InputError(f"out = '{out}' holds a repair with {name} = {before[name]!r}, "
+                         f"this one has {config[name]!r}: name another folder")
     if set(before) != set(config):
         raise InputError(f"out = '{out}' holds a repair of another version of this package, or its config.json "
                          "was changed: name another folder")
-    for name, value in config.items():
-        if before[name] != value:
-            raise InputError(f"out = '{out}' holds a repair with {name} = {before[name]!r}, "
-                             f"this one has {value!r}: name another folder")
 
 # %% ../../nbs/app/00_job.ipynb #s4d33
 def _check_folder(

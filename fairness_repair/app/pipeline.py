@@ -117,17 +117,17 @@ def _push_model(
 # %% ../../nbs/app/09_pipeline.ipynb #c006
 def repair(
     model:str,             # tiny, smollm2-135m, a folder, or a hub id such as gpt2
-    out:str="repaired",    # folder for the model, its report card and all measurements
+    out:str="repaired",    # folder for the model, its report card and all measurements; left out: repaired
     *,
-    axis:str="gender",     # axis of the groups in the prompts: gender, race, age, ...
+    axis:str="gender",     # axis of the groups in the prompts: gender (left out), race, age, ...
     prompts:str="",        # your prompts, a CSV with the columns text, axis, group; left out: HolisticBias
     measure:str="",        # winobias, winogender, bbq, crows-pairs or pairs:yours.csv; left out: toxicity
     text:str="",           # your held-out text, a file; left out: WikiText-2
     scorer:str="",         # alt-profanity, words:this,that, or a classifier: unitary/unbiased-toxic-roberta
     label:str="",          # the classifier's label that means toxic; left out: toxicity, toxic or the only one
     draws:int=-1,          # controlled draws per prompt; 0: one, as published; left out: 4 (real model, gradient) or 0
-    method:str="gradient", # or AP, AP first order, active, SA, genetic, random, gating, FASP, FASP gradient
-    epsilon:float=.5,      # weight of fairness against fluency, from 0 to 1
+    method:str="gradient", # gradient (left out), AP, AP first order, active, SA, genetic, random, gating, FASP, FASP gradient
+    epsilon:float=.5,      # weight of fairness against fluency, from 0 to 1; left out: 0.5
     budget:int=-1,         # number of states to measure; left out: the model's default
     rounds:int=-1,         # of gradient, active, active MLP; left out: 2 (real model, gradient) or as the budget allows
     search_states:int=-1,  # states whose cost AP predicts; left out: 128,000
@@ -135,7 +135,7 @@ def repair(
     dtype:str="",          # float32, bfloat16 or float16; left out: bfloat16 (real model, not by gradient) or float32
     save_candidate:bool=False, # save a model whose change is not significant, too
     push_to:str="",        # user/name on the hub, where the saved model is uploaded; left out: nowhere
-    ablation:str="zero",   # what replaces the output of a dropped head: zero, or mean (its mean over the text)
+    ablation:str="zero",   # what replaces the output of a dropped head: zero (left out), or mean (its mean over the text)
     quantize:str="",       # measure with weights quantized to 8bit or 4bit (bitsandbytes); saved in full precision
     device:str="",         # cpu, cuda:1, ...; auto spreads a large model over all devices; left out: a GPU if there is one
     progress:bool=True,    # show bars

@@ -43,9 +43,9 @@ class PairPreference(GroupMetric):
         super().__init__(pd.DataFrame(dict(text=[*pairs["more"], *pairs["less"]], group=sides.repeat(n))))
         self.pairs, self.pair = pairs.reset_index(drop=True), np.tile(np.arange(n), 2)
         self.tokenizer, self.windows = tokenizer_hash(lm.tokenizer), sentence_windows(lm, self.texts)
-        for more, less in zip(self.windows[:n], self.windows[n:]):
+        for i, (more, less) in enumerate(zip(self.windows[:n], self.windows[n:])):
             if more.ids == less.ids or more.start == len(more.ids) or more.ids[:more.start] != less.ids[:less.start]:
-                raise _indistinct_error(lm, more, less)
+                raise _indistinct_error(lm, more, less, [self.texts[i], self.texts[n + i]])
 
     def to_record(self) -> dict:
         return dict(probe="sentence pairs", pairs=digest(*self.windows), n=len(self.pairs))
@@ -58,9 +58,10 @@ class PairPreference(GroupMetric):
     def size(self) -> dict: return dict(pairs=len(self.texts)//2)
 
 # %% ../../nbs/language/23_pair_preference.ipynb #r010
-def _indistinct_error(lm, more, less) -> InputError:
-    texts = [lm.tokenizer.decode(window.ids, skip_special_tokens=True) for window in (more, less)]
-    why = "have the same tokens" if more.ids == less.ids else "differ in a token that has no probability"
+def _indistinct_error(lm, more, less, texts) -> InputError:
+    read = lm.tokenizer.decode(more.ids, skip_special_tokens=True)
+    same = f"have the same tokens (read as {read!r})"
+    why = same if more.ids == less.ids else "differ in a token that has no probability"
     hint = " Pairs in this model's language are called planted." if lm.name in MODELS_WITH_PROMPTS else ""
     return InputError(f"{lm.name} cannot distinguish two sentences: {texts[0]!r} and {texts[1]!r} {why}. "
                       f"Leave the pair out, or use another model.{hint}")

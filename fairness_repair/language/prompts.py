@@ -120,15 +120,26 @@ def holistic_bias(
     return make_sentences(parts, axis)
 
 # %% ../../nbs/language/04_prompts.ipynb #c031
+def _check_commas(header, name):
+    if len(header) != 1 or not set(header[0]) & set(";\t|"): return
+    raise InputError(f"{name} has no column 'text' or 'more', but one named {header[0]!r}: separate columns with "
+                     "commas, and put a text with commas in double quotes")
+
+def _whole_row(row, where) -> dict:
+    if None not in row: return row
+    raise InputError(f"{where} has more cells than the header: put a text with commas in double quotes")
+
 def read_rows(
     path:Path,  # a CSV in UTF-8 with a header
 ) -> list:      # one dict per row
     "Read the rows of a CSV; refuse a file that is missing, empty or malformed."
-    if not os.path.isfile(path): raise InputError(f"there is no prompts file {path}")
+    if not os.path.isfile(path): raise InputError(f"there is no file {path.absolute()}")
     try:
         with open(path, newline="", encoding="utf-8-sig") as f:
             reader = csv.DictReader(f, skipinitialspace=True, strict=True)
-            rows, header = list(reader), reader.fieldnames or []
+            header = reader.fieldnames or []
+            _check_commas(header, path.name)
+            rows = [_whole_row(row, f"{path.name} line {reader.line_num}") for row in reader]
     except UnicodeDecodeError as e:
         reason = f"{e.reason} at byte {e.start}"
         raise InputError(f"{path.name} is not UTF-8 ({reason}): save it as CSV UTF-8") from None
@@ -136,13 +147,9 @@ def read_rows(
         raise InputError(f"{path.name} is not a CSV file ({e}): put each text with commas, quotes or line "
                          "breaks in double quotes, and double the quotes inside") from None
     except OSError as e: raise InputError(f"{path} could not be read: {e.strerror}") from None
-    if not rows: raise InputError(f"{path.name} has no rows: it needs a header and prompts below it")
+    if not rows: raise InputError(f"{path.name} has no rows: it needs a header and lines below it")
     if twice := [name for name in header if header.count(name) > 1]:
         raise InputError(f"{path.name} has two columns named {twice[0]!r}: rename or remove one")
-    for i, row in enumerate(rows, 1):
-        if None in row:
-            raise InputError(f"{path.name} row {i} has more cells than the header: "
-                             "put a text with commas in double quotes")
     return rows
 
 # %% ../../nbs/language/04_prompts.ipynb #c035
@@ -158,10 +165,10 @@ def check_cells(
         if column not in found:
             hint = unknown_name_message("column", column, found)
             raise InputError(f"{source} has no column {column!r}: {hint}")
-    for i, row in enumerate(rows, 1):
+    for i, row in enumerate(rows, 2): # the header is line 1
         for column in PROMPT_COLUMNS:
-            text = (row[column] or "").strip().lower()
-            if text in ("", "nan"): raise InputError(f"{source} row {i} has an empty {column}")
+            if (row[column] or "").strip().lower() not in ("", "nan"): continue
+            raise InputError(f"{source} line {i} has an empty {column}: fill it in, or remove the line")
     cells = [(row["text"], row["axis"].strip(), row["group"].strip()) for row in rows]
     return pd.DataFrame(cells, columns=PROMPT_COLUMNS)
 

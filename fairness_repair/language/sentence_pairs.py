@@ -150,13 +150,16 @@ def prompt_pairs(
 # %% ../../nbs/language/22_sentence_pairs.ipynb #p034
 def check_pair(
     row:dict,   # of a CSV
-    where:str,  # name of the row in errors
+    where:str,  # name of the line in errors
 ) -> tuple: # as in `make_pairs`
     "Make a pair; refuse a missing cell, or two equal sentences."
     for column in ("more", "less", "group"):
-        if (row[column] or "").strip().lower() in ("", "nan"): raise InputError(f"{where} has an empty {column}")
+        if (row[column] or "").strip().lower() not in ("", "nan"): continue
+        raise InputError(f"{where} has an empty {column}: fill it in, or remove the line")
     more, less = row["more"].strip(), row["less"].strip()
-    if more == less: raise InputError(f"{where}: more and less are the same sentence ({more[:60]!r})")
+    if more == less:
+        raise InputError(f"{where}: more and less are the same sentence ({more[:60]!r}): change one, "
+                         "or remove the line")
     return more, less, row["group"].strip(), (row.get("template") or "").strip() or f"{more} / {less}"
 
 # %% ../../nbs/language/22_sentence_pairs.ipynb #p036
@@ -170,11 +173,12 @@ def read_pairs(
         hint = unknown_name_message("column", column, rows[0])
         raise InputError(f"{name} has no column {column!r}: {hint} Needed are more (the more stereotyped sentence), "
                          "less and group.")
-    pairs = make_pairs([check_pair(row, f"{name} row {i}") for i, row in enumerate(rows, 1)])
+    pairs = make_pairs([check_pair(row, f"{name} line {i}") for i, row in enumerate(rows, 2)]) # the header is line 1
     for group, n in pairs.groupby("group")["template"].nunique().items():
         if n >= MIN_TEMPLATES: continue
         raise InputError(f"{name}: group {group!r} has {n} different pair(s) or template(s); at least {MIN_TEMPLATES} "
-                         "are needed, to be divided into search, selection and report")
+                         "are needed, to be divided into search, selection and report: add pairs, or put small groups "
+                         "under one name")
     return pairs
 
 # %% ../../nbs/language/22_sentence_pairs.ipynb #p039

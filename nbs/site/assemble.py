@@ -1,7 +1,7 @@
 """Assemble the source of the site: `python nbs/site/assemble.py FOLDER`, in a checkout.
 
 Pages of this folder and of `nbs/howto`, notebooks, figures, and a page of reference per module."""
-import ast, os, re, shutil, sys
+import ast, importlib, os, re, shutil, sys
 from pathlib import Path
 
 import nbformat
@@ -9,7 +9,7 @@ import nbformat
 root = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(root/"tests"))
 from drawing import draw_packages
-from reference import dotted, module_page, public_names
+from reference import dotted, linked, module_page, public_names
 from test_architecture import drawn, modules, package
 
 PAPERS = dict(ap="Attention Pruning", neufair="NeuFair", fasp="FASP", bdb="Breaking Down Bias")
@@ -81,6 +81,20 @@ def copy_notebooks(out) -> dict:
     return lessons
 
 
+def summary(parts) -> str:
+    "Write the link to the page of a module, with the first line of its docstring below."
+    first, *_ = (importlib.import_module(".".join([package.name, *parts])).__doc__ or parts[-1]).split("\n")
+    return f"[{parts[-1]}]({'.'.join(parts)}.md)\n: {first}"
+
+
+def short_imports(name, names) -> list:
+    "Write what a sub-package itself offers."
+    if name == "top": return []
+    offered = getattr(importlib.import_module(f"{package.name}.{name}"), "__all__", [])
+    links = ", ".join(linked(f"`{one}`", names) for one in offered)
+    return [f"To import from here: {links}."] if links else []
+
+
 def write_reference(out, lessons):
     "Write a page per module, and per sub-package the lists of its modules and lessons."
     (out/"api").mkdir()
@@ -93,7 +107,8 @@ def write_reference(out, lessons):
         own = [parts for parts in lessons if (parts[0] if len(parts) > 1 else "top") == name]
         head = [f"# {title}", *([] if name == "top" else [f"`fairness_repair.{name}`"])]
         entries = [f"{parts[-1]} <{'.'.join(parts)}>" for parts in own]
-        write(out/"api"/f"package_{name}.md", *head, toctree(entries))
+        write(out/"api"/f"package_{name}.md", *head, *short_imports(name, names), *map(summary, own),
+              toctree(entries).replace(":maxdepth: 1", ":hidden:"))
         pages = [lessons[parts].relative_to(root/"nbs").with_suffix("") for parts in own]
         write(out/"nbs"/f"lessons_{name}.md", *head, toctree(map(str, pages)))
 

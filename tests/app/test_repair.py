@@ -203,6 +203,8 @@ def test_folder_with_something_else(unloaded, undisturbed, tmp_path):
     with pytest.raises(ValueError, match="is a file"): repair("tiny", tmp_path/"thesis.tex")
     with pytest.raises(ValueError, match="epsilon = 0.5, this one has 0.9: name another folder"):
         repair("tiny", undisturbed[0]/"repaired", budget=60, method="AP", epsilon=.9)
+    with pytest.raises(ValueError, match="holds a repair with model = 'tiny', this one has '.*tiny-deep'"):
+        check_job(str(paths.data/"tiny-deep"), undisturbed[0]/"repaired", prompts="tiny", text="tiny")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 

@@ -177,13 +177,14 @@ def write(folder, *lines):
 GOOD = [f"La médica {i} llegó.,El médico {i} llegó.,género" for i in range(10)]
 
 @pytest.mark.parametrize("lines, message", [
-    (["more,less,group", *GOOD, "sola,,género"], "mine.csv row 11 has an empty less"),
-    (["more,less,group", *GOOD, "sola"], "mine.csv row 11 has an empty less"),
-    (["more,less,group", *GOOD, "a,b,c,d"], "row 11 has more cells than the header"),
-    (["more,less,group", *GOOD, "igual,igual,género"], "row 11: more and less are the same sentence"),
-    (["more,less,group", GOOD[0]], r"group 'género' has 1 different pair"),
-    (["more,less,group", *GOOD[:1]*40], r"group 'género' has 1 different pair"),
+    (["more,less,group", *GOOD, "sola,,género"], "mine.csv line 12 has an empty less: fill it in, or remove"),
+    (["more,less,group", *GOOD, "sola"], "mine.csv line 12 has an empty less: fill it in, or remove"),
+    (["more,less,group", *GOOD, "a,b,c,d"], "line 12 has more cells than the header: put a text with commas in"),
+    (["more,less,group", *GOOD, "igual,igual,género"], "line 12: more and less are the same .*: change one, or remove"),
+    (["more,less,group", GOOD[0]], r"group 'género' has 1 different pair.*: add pairs"),
+    (["more,less,group", *GOOD[:1]*40], r"group 'género' has 1 different pair.*: add pairs"),
     (["more,lass,group", *GOOD], "no column 'less'.*Did you mean 'lass'"),
+    (["more;less;group", *GOOD], "mine.csv has no column .*more;less;group.*: separate columns with commas"),
     (["more,less,group"], "has no rows"), ([""], "has no rows")])
 def test_a_bad_csv_gets_one_clear_error(tmp_path, lines, message):
     with pytest.raises(InputError, match=message) as error: read_pairs(write(tmp_path, *lines))
@@ -197,9 +198,13 @@ def test_forty_own_pairs_in_two_languages(tmp_path, lm):
     assert {name: len(part) for name, part in parts.items()} == dict(search=16, selection=8, report=16)
     assert set(load_pairs(f"pairs:{path}", "género")["search"]["group"]) == {"género"}
     with pytest.raises(InputError, match="unknown axis 'race'"): load_pairs(f"pairs:{path}", "race")
-    with pytest.raises(InputError, match="there is no prompts file"): load_pairs("pairs:none.csv")
+    with pytest.raises(InputError, match="there is no file .*none.csv"): load_pairs("pairs:none.csv")
 
 def test_larger_samples_contain_smaller_ones():
     pairs = load_pairs("planted")["report"]
     small, large = (set(sample_pairs(pairs, n)["more"]) for n in (5, 9))
     assert small < large and len(sample_pairs(pairs, 10**6)) == len(pairs)
+
+def test_sentences_that_a_tokenizer_reads_alike_are_named_as_they_were_given(lm):
+    alike = make_pairs([(f"Ella lee {i}.", f"Él lee {i}.", "género", i) for i in range(2)])
+    with pytest.raises(InputError, match="'Ella lee 0.' and 'Él lee 0.' have the same tokens"): PairPreference(lm, alike)

@@ -101,16 +101,16 @@ def test_embedded_prompts(source):
 good = [f"{group} {i},height,{group}" for group in ("tall", "short") for i in range(5)]
 bad = {
     "text,axis\na,b": (ValueError, "no column 'group'"),
-    "text;axis;group\na;b;c": (ValueError, "no column 'text'.*text;axis;group"),
+    "text;axis;group\na;b;c": (ValueError, "no column .text.*text;axis;group.*separate columns with commas"),
     "Text,axis,group\na,b,c": (ValueError, "Did you mean 'Text'"),
     "": (ValueError, "no rows"),
     "text,axis,group\n": (ValueError, "no rows"),
-    "text,axis,group\n,height,tall": (ValueError, "row 1 has an empty text"),
-    "text,axis,group\na,height,tall\n  ,height,tall": (ValueError, "row 2 has an empty text"),
-    "text,axis,group\nnan,height,tall": (ValueError, "row 1 has an empty text"),
-    "text,axis,group\na,height,": (ValueError, "row 1 has an empty group"),
-    "text,axis,group\na,height": (ValueError, "row 1 has an empty group"),
-    "text,axis,group\na,height,tall\nWell, b,height,tall": (ValueError, "row 2 has more cells"),
+    "text,axis,group\n,height,tall": (ValueError, "line 2 has an empty text"),
+    "text,axis,group\na,height,tall\n  ,height,tall": (ValueError, "line 3 has an empty text"),
+    "text,axis,group\nnan,height,tall": (ValueError, "line 2 has an empty text"),
+    "text,axis,group\na,height,": (ValueError, "line 2 has an empty group"),
+    "text,axis,group\na,height": (ValueError, "line 2 has an empty group"),
+    "text,axis,group\na,height,tall\nWell, b,height,tall": (ValueError, "line 3 has more cells"),
     "text,axis,group\na,height,tall\nb,height,tall": (ValueError, "axis 'height' has only the group 'tall'"),
     "text,axis,group\na,height,tall\nb,height,tall\nc,height,short":
         (ValueError, "group 'short' of axis 'height' has 1 prompt"),
@@ -130,7 +130,7 @@ def test_files_that_are_no_csv(tmp_path):
     (tmp_path/"latin.csv").write_bytes("text,axis,group\ncafé,a,b".encode("latin-1"))
     with pytest.raises(ValueError, match="not UTF-8"): read_prompts(tmp_path/"latin.csv")
     for missing in (tmp_path/"none.csv", tmp_path):
-        with pytest.raises(ValueError, match="there is no prompts file"): read_prompts(missing)
+        with pytest.raises(ValueError, match="there is no file"): read_prompts(missing)
         with pytest.raises(ValueError, match="unknown prompts"): load_prompts(str(missing), "height")
 
 
