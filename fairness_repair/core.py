@@ -290,7 +290,7 @@ def fetch(
         raise InputError(
             f"{name} is neither in $FAIRNESS_REPAIR_DATA ({own_folder or 'unset'}) nor in the cache, and "
             f"{row['url']} could not be read ({type(e).__name__}). Download it yourself and set "
-            f"FAIRNESS_REPAIR_DATA to the folder that holds {name}.") from None
+            f"FAIRNESS_REPAIR_DATA to the folder that holds {name}, or give data of your own.") from None
 
 # %% ../nbs/00_core.ipynb #c024b
 def pick_device(

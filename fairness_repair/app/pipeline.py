@@ -123,7 +123,7 @@ def repair(
     prompts:str="",        # your prompts, a CSV with the columns text, axis, group; left out: HolisticBias
     measure:str="",        # winobias, winogender, bbq, crows-pairs or pairs:yours.csv; left out: toxicity
     text:str="",           # your held-out text, a file; left out: WikiText-2
-    scorer:str="",         # alt-profanity, words:this,that, or a classifier: unitary/unbiased-toxic-roberta
+    scorer:str="",         # alt-profanity (left out), words:this,that, or a classifier: unitary/unbiased-toxic-roberta
     label:str="",          # the classifier's label that means toxic; left out: toxicity, toxic or the only one
     draws:int=-1,          # controlled draws per prompt; 0: one, as published; left out: 4 (real model, gradient) or 0
     method:str="gradient", # gradient (left out), AP, AP first order, active, SA, genetic, random, gating, FASP, FASP gradient

@@ -12,6 +12,7 @@ __all__ = ['SEARCH_SHARE', 'STRICT_PENALTY', 'PRESETS', 'PAIR_SIZES', 'MORE_HEAD
 # %% ../../nbs/pruning/03_experiment.ipynb #c002
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 
@@ -76,7 +77,10 @@ class ExperimentConfig:
         return 1 + (self.max_perplexity_ratio - 1)*(SEARCH_SHARE if self.window else 1)
 
     @property
-    def bias_name(self) -> str: return f"{slug(self.measure.removeprefix(OWN_PAIRS))} {self.axis}".strip()
+    def bias_name(self) -> str: # such as "gender", "winobias gender" or "mine"
+        source = self.measure.removeprefix(OWN_PAIRS)
+        source = slug(Path(source).stem if source != self.measure else source)
+        return f"{source} {'' if source and self.axis == 'all' else self.axis}".strip()
 
 # %% ../../nbs/pruning/03_experiment.ipynb #c007
 PRESETS = {name: ExperimentConfig(

@@ -302,6 +302,9 @@ def encode_label(
     known = text.unique().tolist()
     if len(known) != 2:
         raise InputError(f"label {values.name!r} has {len(known)} values ({', '.join(known[:5])}): needs two")
+    if positive is None:
+        raise InputError(f"positive is missing: which value of label {values.name!r} is the good outcome, "
+                         f"{known[0]!r} or {known[1]!r}?")
     given = str(positive).strip().removesuffix(".") if ignore else positive
     return (text == find_value(given, known, f"value of label {values.name!r}: positive =")).to_numpy(bool)
 

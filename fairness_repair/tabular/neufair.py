@@ -147,7 +147,8 @@ class NeuronRepairResult:
     def __repr__(self):
         group, label, n = self.smallest_cell
         held_out = "EOD on test rows in [{:.4f}, {:.4f}] (95 %)\n".format(*self.eod_interval) if self.eod_interval else ""
-        return (f"{int(self.drop_mask.sum())} of {len(self.drop_mask)} neurons dropped\n"
+        none = "" if self.drop_mask.any() else ": no state of the search is fairer at the required F1 (threshold)"
+        return (f"{int(self.drop_mask.sum())} of {len(self.drop_mask)} neurons dropped{none}\n"
                 f"searched on {self.n_rows:,} rows ({self.rows}), the fewest, {n:,}, of {group} with label {label}\n"
                 f"{held_out}{self.metrics.round(4)}")
 

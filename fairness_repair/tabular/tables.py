@@ -274,7 +274,7 @@ def read_table(
     source,        # path of a text, .xlsx or .parquet file, compressed or not, or a DataFrame
     *,
     label:str,     # column to predict
-    positive,      # the value of the label that counts as positive
+    positive=None, # the value of the label that counts as positive; it must be given
     protected:str, # column whose groups are compared; stays a feature unless it is in `drop`
     seed:int=42,   # seed of the 60/20/20 split
     groups=None,   # values to compare, or name -> list of values; None = each value is a group

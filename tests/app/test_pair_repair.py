@@ -51,7 +51,7 @@ def test_groups_without_the_usual_name_are_all_used(tmp_path):
     rows = [f"the cook {w} is kind.,the cook {w} is calm.,work" for w in "abcdefghij"]
     source = write(tmp_path, "more,less,group", *rows)
     job = check_job("tiny", tmp_path/"out", measure=source)
-    assert job.settings.axis == "all" and job.settings.bias_name == "mine.csv all"
+    assert job.settings.axis == "all" and job.settings.bias_name == "mine"
 
 
 @needs.data

@@ -209,6 +209,12 @@ def test_missing_values_that_cannot_be_filled():
 
 # ---- label, groups, types of pandas
 
+def test_label_without_its_good_outcome():
+    "The error lists the two values."
+    with pytest.raises(InputError, match="positive is missing: .* 'paid' is the good outcome, 'ja' or 'nein'"):
+        read_table(people.assign(paid=["ja", "nein"]*(len(people)//2)), label="paid", protected="sex")
+
+
 @pytest.mark.parametrize("label, positive", [
     (people.paid == "ja", True), (people.paid == "ja", "true"), (people.paid == "ja", 1), (people.paid.map({"ja": 2, "nein": 1}), 2),
     (people.paid.map({"ja": 2, "nein": 1}), "2"), (people.paid.map({"ja": 2., "nein": 1.}), 2), (people.paid.map({"ja": "2", "nein": "1"}), 2.),
