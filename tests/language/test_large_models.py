@@ -227,7 +227,7 @@ def test_repair_with_quantized_weights(tmp_path):
     assert "weights quantized to 8bit" in header.split("---")[1] and "was not measured itself" in card
     assert "8bit while measuring" in card and "--quantize 8bit" in card and "--dtype" not in card
     assert repair("tiny", out, **options).record["measured"] == 0
-    with pytest.raises(InputError, match="quantize = '8bit'"): repair("tiny", out, **options | dict(quantize=""))
+    with pytest.raises(InputError, match="holds a repair with dtype = 'bfloat16'"): repair("tiny", out, **options | dict(quantize=""))
 
 
 def test_repair_with_layers_on_the_disk(tmp_path, monkeypatch):
