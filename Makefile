@@ -58,11 +58,11 @@ test: setup lint
 
 # two halves, one core each: tests that run notebooks and commands, and all others
 pytest_runs:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 20 $(PYTEST) tests/app tests/notebooks tests/test_wheel.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 20 $(PYTEST) tests/app tests/notebooks
 
 pytest_parts:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations 20 $(PYTEST) --ignore=tests/app --ignore=tests/notebooks \
-		--ignore=tests/test_wheel.py --ignore=tests/test_site.py
+		--ignore=tests/test_site.py
 
 test_site: setup ## the tests of the pages that make site builds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST) tests/test_site.py
