@@ -299,7 +299,8 @@ def pick_device(
     "Return the requested device, or refuse one that this machine does not have."
     import torch # here, not at the top: reading tables and stores must not load torch
     try: device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, TypeError): raise InputError(f"device {device!r}: it should be 'cpu', 'cuda' or 'cuda:0' to 'cuda:N'") from None
+    except (RuntimeError, TypeError):
+        raise InputError(f"device {device!r}: it should be 'cpu', 'cuda' or 'cuda:0' to 'cuda:N'") from None
     if device.type == "meta": raise InputError("device 'meta' holds no weights: use 'cpu' or 'cuda'")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device '{device}': no GPU is available. Leave device out, or say 'cpu'.")

@@ -36,8 +36,8 @@ def _try_saving(
     "Refuse a model that could not be saved, before anything is measured; return its `Checkpoint` if that is copied."
     if not lm.is_in_memory:
         if job.method in GRADIENT_METHODS and any(p.is_meta for p in lm.model.parameters()):
-            raise InputError(f"method = {job.method!r} needs all weights of model {job.model!r} in memory, and some are "
-                             "on the disk: use the method AP or random, or quantize")
+            raise InputError(f"method = {job.method!r} needs all weights of model {job.model!r} in memory, and some "
+                             "are on the disk: use the method AP or random, or quantize")
         checkpoint = find_checkpoint(job.model)
         check_output_folder("out", job.out, needed=checkpoint.n_bytes)
         return checkpoint
@@ -137,7 +137,7 @@ def repair(
     push_to:str="",        # user/name on the hub, where the saved model is uploaded; left out: nowhere
     ablation:str="zero",   # what replaces the output of a dropped head: zero (left out), or mean (its mean over the text)
     quantize:str="",       # measure with weights quantized to 8bit or 4bit (bitsandbytes); saved in full precision
-    device:str="",         # cpu, cuda:1, ...; auto spreads a large model over all devices; left out: a GPU if there is one
+    device:str="",         # cpu, cuda:1, ...; auto: spread over all devices; left out: a GPU if there is one
     progress:bool=True,    # show bars
 ) -> RepairResult:         # its `checkpoint` is the folder of the saved model, or None
     "Make a language model fairer by dropping attention heads, and report how certain the change is."

@@ -167,8 +167,8 @@ def list_limits(
         found.append(f"The original model's own bias is not significant on these {unit} (p = {p}).")
     if result.drop_mask.any(): found += _change_limits(result)
     if result.job.quantize:
-        found.append(f"All numbers were measured with weights quantized to {result.job.quantize}. The saved model has the "
-                     "weights of its checkpoint, and was not measured itself.")
+        found.append(f"All numbers were measured with weights quantized to {result.job.quantize}. The saved model has "
+                     "the weights of its checkpoint, and was not measured itself.")
     return found + [f"Perplexity was measured on {sizes['tokens']:,} tokens of {slug(s.text)}; it says "
                     "little about knowledge, and nothing about how well instructions are followed."]
 

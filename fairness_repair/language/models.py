@@ -433,7 +433,7 @@ def load(
     name:str,             # "tiny", "tiny-equal", "smollm2-135m", a folder, or a hub id such as "distilgpt2"
     *,
     dtype:str="float32",  # "float32", "bfloat16" or "float16"
-    device=None,          # "cpu", "cuda:1", ...; "auto" or a device map: spread by accelerate; None: a GPU if there is one
+    device=None,          # "cpu", "cuda:1", ...; "auto" or a device map of accelerate; None: a GPU if there is one
     quantize:str="",      # quantize weights to "8bit" or "4bit", by bitsandbytes; "": full precision
 ) -> LM:
     "Load a causal language model; raise `ValueError` with the reason if name or checkpoint cannot be used."
