@@ -30,7 +30,8 @@ configs = {
     "opt": OPTConfig(ffn_dim=48, word_embed_proj_dim=32, **sizes),
     "neox": GPTNeoXConfig(intermediate_size=48, **sizes)}
 state, *states = random_states(SearchSpace(16, 1, 8), 4, rng=1)
-needs_bitsandbytes = pytest.mark.skipif(not large_models.importlib.util.find_spec("bitsandbytes"), reason="pip install bitsandbytes")
+has_bitsandbytes = large_models.importlib.util.find_spec("bitsandbytes")
+needs_bitsandbytes = pytest.mark.skipif(not has_bitsandbytes, reason="pip install bitsandbytes")
 
 
 def saved(folder, family, dtype=torch.float32):
@@ -171,7 +172,9 @@ def test_quantized_weights(family, quantize, bits, agreement, tmp_path):
         with pytest.raises(InputError, match="quantized"): change()
     # what is held is counted by storage, since bitsandbytes may keep a second copy under another name
     linear = [m for m in lm.model.modules() if hasattr(m, "state") or hasattr(m, "quant_state")]
-    tensors_of = lambda m: [m.weight.data, *(t for t in (getattr(m.weight, "CB", None), getattr(getattr(m, "state", None), "CB", None)) if t is not None)]
+    def tensors_of(m):
+        copies = getattr(m.weight, "CB", None), getattr(getattr(m, "state", None), "CB", None)
+        return [m.weight.data, *(t for t in copies if t is not None)]
     for m in linear: assert len({t.untyped_storage().data_ptr() for t in tensors_of(m)}) == 1
     held = lm.model.get_memory_footprint()
     assert abs(weight_bytes(configs[family], torch.float32, quantize=quantize) - held) < .05*held
@@ -188,13 +191,15 @@ def test_weights_that_do_not_fit(monkeypatch, tmp_path, capfd):
     "Refused before they are read, by `load` and by `repair`; a device map may use the disk."
     home = saved(tmp_path/"home", "llama")
     monkeypatch.setattr(large_models, "free_memory", lambda device: 1000)
-    for ask in (lambda: load(str(home), device="cpu"), lambda: check_job(str(home), tmp_path/"out", prompts="tiny", text="tiny", scorer="words:bad")):
+    data = dict(prompts="tiny", text="tiny", scorer="words:bad")
+    for ask in (lambda: load(str(home), device="cpu"), lambda: check_job(str(home), tmp_path/"out", **data)):
         with pytest.raises(InputError, match="0.0 GiB of cpu are free.*dtype='bfloat16'.*device='auto'"): ask()
     assert not (tmp_path/"out").exists()
     assert load(str(home), device="auto").n_heads_total == 16
     huge = LlamaConfig(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32)
     check_memory("huge", huge, torch.bfloat16, "auto", say=True)
-    with pytest.raises(InputError, match=r"Use quantize='8bit' or '4bit', or device='auto'"): check_memory("huge", huge, torch.bfloat16, torch.device("cpu"))
+    with pytest.raises(InputError, match=r"Use quantize='8bit' or '4bit', or device='auto'"):
+        check_memory("huge", huge, torch.bfloat16, torch.device("cpu"))
     with pytest.raises(InputError, match=r"Use quantize='4bit', or device='auto', which spreads them over all GPUs\.$"):
         check_memory("huge", huge, torch.bfloat16, torch.device("cpu"), quantize="8bit")
     assert "huge: 1" in capfd.readouterr().err
@@ -208,7 +213,8 @@ def test_wrong_arguments(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="device 'meta'"): load("tiny", device="meta")
     with pytest.raises(InputError, match="device ..cpu.."): load("tiny", device=["cpu"])
     monkeypatch.setattr(large_models.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="'8bit' needs bitsandbytes: pip install 'fairness_repair.large"): load("tiny", quantize="8bit")
+    with pytest.raises(InputError, match="'8bit' needs bitsandbytes: pip install 'fairness_repair.large"):
+        load("tiny", quantize="8bit")
     with pytest.raises(InputError, match="'auto' needs accelerate"): load("tiny", device="auto")
 
 
@@ -227,7 +233,8 @@ def test_repair_with_quantized_weights(tmp_path):
     assert "weights quantized to 8bit" in header.split("---")[1] and "was not measured itself" in card
     assert "8bit while measuring" in card and "--quantize 8bit" in card and "--dtype" not in card
     assert repair("tiny", out, **options).record["measured"] == 0
-    with pytest.raises(InputError, match="holds a repair with dtype = 'bfloat16'"): repair("tiny", out, **options | dict(quantize=""))
+    with pytest.raises(InputError, match="holds a repair with dtype = 'bfloat16'"):
+        repair("tiny", out, **options | dict(quantize=""))
 
 
 def test_repair_with_layers_on_the_disk(tmp_path, monkeypatch):
@@ -306,16 +313,19 @@ def test_all_layers_on_the_disk(tmp_path, monkeypatch):
     assert lm.device.type == "cpu" and not lm.is_in_memory
     monkeypatch.setattr(generation, "SMALL_MODEL", 0)
     texts = ["the man is", "a woman was", "they are", "he"]*8
-    assert generate(lm, texts, new_tokens=4, batch_size=4) == generate(load(str(home), device="cpu"), texts, new_tokens=4, batch_size=4)
+    options, whole = dict(new_tokens=4, batch_size=4), load(str(home), device="cpu")
+    assert generate(lm, texts, **options) == generate(whole, texts, **options)
     assert "not finite" in str(not_finite_error(lm, lambda: None))
     before = {name for name, p in lm.model.named_parameters() if p.requires_grad}
     with weights_frozen(lm.model): assert not any(p.requires_grad for p in lm.model.parameters())
     assert {name for name, p in lm.model.named_parameters() if p.requires_grad} == before
     monkeypatch.setattr(pipeline, "load", lambda *a, **k: on_disk(home))
     data = dict(prompts="tiny", text="tiny", scorer="words:bad", progress=False)
-    with pytest.raises(InputError, match="'gradient' needs all weights .* in memory.*AP or random"): repair(str(home), tmp_path/"out", device="auto", **data)
+    with pytest.raises(InputError, match="'gradient' needs all weights .* in memory.*AP or random"):
+        repair(str(home), tmp_path/"out", device="auto", **data)
 
 
 def test_mean_ablation_of_a_model_that_is_spread(tmp_path):
     for device in ("auto", {"": "cpu"}):
-        with pytest.raises(InputError, match="cannot be saved file by file"): check_job("tiny", tmp_path, device=device, ablation="mean")
+        with pytest.raises(InputError, match="cannot be saved file by file"):
+            check_job("tiny", tmp_path, device=device, ablation="mean")
