@@ -118,6 +118,7 @@ def save_figures(
     folder:Path, # created if missing; older PNG files in it are deleted
 ) -> dict: # name -> file
     "Save the figures as PNG in the theme of the package, and keep the user's matplotlib settings."
+    plt.close(plt.figure()) # Jupyter sets up its backend at the first figure: outside, so that it stays
     with disk_errors(folder), plt.rc_context():
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.png"): old.unlink()

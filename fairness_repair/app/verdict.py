@@ -95,10 +95,9 @@ def _describe_change(table, axis, limit) -> str:
     bias, other, perplexity = table.iloc[0], table.iloc[1], table.iloc[-1]
     ends = f"{format_number(bias['change_ci_low'])} to {format_number(bias['change_ci_high'])}"
     if pd.isna(bias["change_ci_low"]): ends = "unknown, as a group has only two prompts"
-    values, sums = (f"from {format_number(row['original'])} to {format_number(row['changed'])}"
-                    for row in (bias, other))
-    what = other["measure"].removeprefix("bias ") # as published; preference
-    text = f"{values} ({format_change(bias)}; 95 % interval of the change {ends}; {what} {sums})"
+    values = lambda row: f"from {format_number(row['original'])} to {format_number(row['changed'])}"
+    share = "" if other["measure"] in MEASURES else f"; {other['measure']} {values(other)}" # of sentence pairs
+    text = f"{values(bias)} ({format_change(bias)}; 95 % interval of the change {ends}{share})"
     rise, allowed = (100*(ratio - 1) for ratio in (perplexity["changed"]/perplexity["original"], limit))
     if rise <= allowed: return text + f", at {rise:+.0f} % perplexity"
     digits = next((n for n in range(6) if round(rise, n) > allowed), 6) # so many that the two differ
