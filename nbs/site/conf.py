@@ -15,7 +15,7 @@ html_theme = "furo"
 html_title = "fairness_repair"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-html_search_scorer = "scorer.js"
+html_search_scorer = str(Path(__file__).with_name("scorer.js"))
 html_show_sphinx = html_copy_source = html_show_sourcelink = False
 html_theme_options = dict(navigation_with_keys=True)
 pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
