@@ -31,9 +31,10 @@ def _tiles(
         return found + [(format_p(result.original_p), "p: chance of such a bias if groups were alike")]
     def describe(measure):
         row = table.loc[measure]
-        values, change = f"{format_number(row['original'])} → {format_number(row['changed'])}", format_change(row)
-        if measure == "bias" and result.status == "not significant": return values, f"{measure} ({change}, not significant)"
-        return change, f"{measure} ({values})"
+        values = f"{format_number(row['original'])} → {format_number(row['changed'])}"
+        if measure == "bias" and result.status == "not significant":
+            return values, f"{measure} ({format_change(row)}, not significant)"
+        return format_change(row), f"{measure} ({values})"
     heads = f"{result.drop_mask.sum()} of {result.drop_mask.size}", "heads dropped"
     return [describe(m) for m in ("bias", "perplexity", other)] + [heads]
 

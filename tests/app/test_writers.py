@@ -125,3 +125,16 @@ def test_what_is_not_significant_is_called_a_candidate_everywhere(tmp_path, save
     for text in texts:
         said = re.sub("<style>.*?</style>|<pre.*?</pre>", "", text, flags=re.S).replace("fairness_repair", "").replace("a repair", "")
         assert "candidate" in said and not re.search("repaired|fairer", said), re.findall(".*(?:repaired|fairer).*", said)
+
+
+def test_a_change_that_is_not_significant_is_no_large_number():
+    from types import SimpleNamespace
+    import numpy as np, pandas as pd
+    from fairness_repair.app.report_card import _tiles
+    measures = dict(measure=["bias", "toxicity", "perplexity"])
+    table = pd.DataFrame(measures | dict(original=[.02, .1, 20.], changed=[0., .1, 21.]))
+    tiles = {status: _tiles(SimpleNamespace(table=table, status=status, drop_mask=np.arange(4) == 1,
+                                            job=SimpleNamespace(settings=SimpleNamespace(measure=""))))[0]
+             for status in ("repaired", "not significant")}
+    assert tiles == {"repaired": ("-100 %", "bias (0.02 → 0)"),
+                     "not significant": ("0.02 → 0", "bias (-100 %, not significant)")}
