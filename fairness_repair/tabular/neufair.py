@@ -258,6 +258,7 @@ class RepairConfig:
     threshold: float | None = None
     bounds: list | None = None   # n_l, n_u
     rows: str | None = None      # of the search, as in `select_rows`
+    repeat: int | None = None    # number of a further search of the same network; None: the first one
 
     def to_record(self) -> dict:
         "Return the key of the stored result. Its names never change; `strategy` is stored as `by`."
@@ -276,6 +277,7 @@ def experiment_configs(
     *,
     networks:str="quick", # as in `network_configs`
     seeds:int=2,          # networks per setting
+    repeats:int=0,        # further searches of each network, in place of the first one; 0: the first one
     strategies=("SA",),   # names of `STRATEGIES`, and of `POSTPROCESSING`, which search nothing
     **settings,           # budget, metric, penalty, threshold, bounds, rows, as in `RepairConfig`
 ) -> list:                # of `RepairConfig`
@@ -288,8 +290,9 @@ def experiment_configs(
     if settings.get("rows", "val") not in ROWS: raise InputError(unknown_name_message("rows", settings["rows"], ROWS))
     if settings.get("rows") == "val": del settings["rows"] # as recorded before there was a choice
     used = {s: {k: settings[k] for k in settings if k == "rows" or s not in POSTPROCESSING} for s in strategies}
-    return [RepairConfig(d, p, networks=networks, strategy=strategy, **network, **used[strategy])
-            for d, p in pairs for network in network_configs(d, networks, seeds) for strategy in strategies]
+    return [RepairConfig(d, p, networks=networks, strategy=strategy, repeat=repeat, **network, **used[strategy])
+            for d, p in pairs for network in network_configs(d, networks, seeds)
+            for repeat in (range(1, repeats + 1) if repeats else [None]) for strategy in strategies]
 
 # %% ../../nbs/tabular/08_neufair.ipynb #c034
 class RepairProblem(NamedTuple):
@@ -332,8 +335,9 @@ def run_repair(
     if config.bounds:
         _, biases = problem.layers
         given["space"] = SearchSpace(sum(len(b) for b in biases[:-1]), *config.bounds)
+    rng = [config.seed, config.repeat] if config.repeat else config.seed
     fixed = repair_classifier(problem.layers, problem.table, config.strategy, rows=config.rows or "val",
-                              rng=config.seed, published_f1=problem.published_f1, **given)
+                              rng=rng, published_f1=problem.published_f1, **given)
     mask = fixed.drop_mask
     answer = dict(state=state_to_hex(mask), units=len(mask), dropped=int(mask.sum()))
     if found := fixed.search:

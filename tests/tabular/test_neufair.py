@@ -210,3 +210,17 @@ def test_validation_rows_are_recorded_as_before():
     plain = experiment_configs("adult", seeds=1, budget=200)
     assert experiment_configs("adult", seeds=1, budget=200, rows="val") == plain and "rows" not in plain[0].to_record()
     with pytest.raises(ValueError, match="unknown rows 'tset'"): experiment_configs("adult", rows="tset")
+
+
+def test_further_searches_share_the_network_and_differ_in_random_numbers():
+    from fairness_repair.store import Store
+    from fairness_repair.tabular.networks import as_layers
+    from fairness_repair.tabular.neufair import RepairProblem, run_experiment
+    network, table = adult_network()
+    load = lambda *args: RepairProblem(as_layers(network), table, None)
+    first, = experiment_configs("adult", seeds=1, budget=200)
+    further = experiment_configs("adult", seeds=1, budget=200, repeats=2)
+    assert "repeat" not in first.to_record() # as recorded before there were further searches
+    assert [config.to_record() for config in further] == [first.to_record() | dict(repeat=n) for n in (1, 2)]
+    found = run_experiment(Store(":memory:"), [first, *further], load=load)
+    assert found["test original eod"].nunique() == 1 and found["state"].nunique() == 3
