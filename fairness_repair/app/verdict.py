@@ -90,7 +90,7 @@ class Verdict(NamedTuple):
     sentence: str
 
 # %% ../../nbs/app/03_verdict.ipynb #80019b
-def _describe_change(table, axis, limit) -> str:
+def _describe_change(table, limit) -> str:
     "Describe the changes of bias and perplexity, with the interval."
     bias, other, perplexity = table.iloc[0], table.iloc[1], table.iloc[-1]
     ends = f"{format_number(bias['change_ci_low'])} to {format_number(bias['change_ci_high'])}"
@@ -106,7 +106,7 @@ def _describe_change(table, axis, limit) -> str:
 # %% ../../nbs/app/03_verdict.ipynb #c015
 def _judge_change(table, n_dropped, n_heads, axis, limit) -> Verdict:
     "Say whether bias fell, rose, or did not change significantly."
-    bias, change = table.iloc[0], _describe_change(table, axis, limit)
+    bias, change = table.iloc[0], _describe_change(table, limit)
     without = f"without {n_dropped} of {n_heads} heads, {axis} bias"
     found = direction(bias)
     if found == "falls": return Verdict("repaired", f"Repaired: {without} falls {change}.")

@@ -71,7 +71,7 @@ def resampled_costs(
     draws = rng.multinomial(mlp.n_rows, share, size=n_bootstrap) # how often each row is drawn
     predicted = np.stack([forward_logits(mlp, state) > 0 for state in states]).astype(float)
     shape = (-1, mlp.n_groups + 1, 2)
-    def costs(w): return cost((predicted*w @ member).reshape(shape), (w @ member).reshape(shape[1:]))
+    def costs(w): return cost((predicted @ (w[:, None]*member)).reshape(shape), (w @ member).reshape(shape[1:]))
     return np.mean([costs(w) for w in draws], axis=0)
 
 # %% ../../nbs/tabular/08_neufair.ipynb #c018
