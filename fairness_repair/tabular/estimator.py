@@ -21,8 +21,9 @@ from torch import nn
 
 from ..core import Budget, InputError, unknown_name_message
 from ..states import SearchSpace
-from .fairness_metrics import (
-    compute_metrics, count_by_group_label, equalized_odds_interval, group_label_codes, smallest_cell)
+from fairness_repair.tabular.fairness_metrics import (
+    compute_metrics, count_by_group_label, equalized_odds_interval, equalized_odds_noise_floor,
+    group_label_codes, smallest_cell)
 from .networks import (
     apply_drop_mask, as_layers, check_activation, predict, predict_proba, read_raw_features, train_on_rows)
 from .neufair import default_search_space, get_strategy, repair_classifier
@@ -119,7 +120,8 @@ def fairness_report(
         positives = count_by_group_label(predicted, codes, n_groups)
         found = compute_metrics(positives, totals)
         low, high = equalized_odds_interval(positives, totals)
-        return dict(eod=found["eod"], eod_low=low, eod_high=high) | {
+        floor = equalized_odds_noise_floor(positives, totals)
+        return dict(eod=found["eod"], eod_low=low, eod_high=high, noise_floor=floor) | {
             name: found[name] for name in (metric, "f1", "accuracy")} | dict(smallest_cell=cell)
     return pd.DataFrame([row(p) for p in predictions.values()], pd.Index(predictions, name="network"))
 

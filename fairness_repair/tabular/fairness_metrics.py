@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FAIRNESS_METRICS', 'group_label_codes', 'count_by_group_label', 'equalized_odds_difference',
            'equal_opportunity_difference', 'demographic_parity_difference', 'predictive_parity_difference', 'f1_score',
-           'accuracy_score', 'compute_metrics', 'smallest_cell', 'equalized_odds_interval']
+           'accuracy_score', 'compute_metrics', 'smallest_cell', 'equalized_odds_interval',
+           'equalized_odds_noise_floor']
 
 # %% ../../nbs/tabular/04_fairness_metrics.ipynb #c002
 import numpy as np
@@ -124,3 +125,16 @@ def equalized_odds_interval(
     lower, _ = _largest_bounds(part, whole, norm.isf(.025/(n*(n - 1)))) # n (n - 1)/2 pairs, 2 labels
     _, upper = _largest_bounds(part, whole, norm.isf(.025))
     return float(max(0, lower)), float(min(1, upper))
+
+# %% ../../nbs/tabular/04_fairness_metrics.ipynb #f002
+def equalized_odds_noise_floor(
+    positives, # from `count_by_group_label`, shape (n_groups + 1, 2)
+    totals,    # from `count_by_group_label`, shape (n_groups + 1, 2)
+    *,
+    n_draws:int=2000, # random sets of predictions
+    rng=0,            # seed or Generator
+) -> float:
+    "Compute the mean equalized odds difference by chance, if all groups had the pooled rates."
+    rates = positives[:-1].sum(0)/np.maximum(totals[:-1].sum(0), 1)
+    drawn = np.random.default_rng(rng).binomial(totals, rates, size=(n_draws, *np.shape(totals)))
+    return float(equalized_odds_difference(drawn, totals).mean())

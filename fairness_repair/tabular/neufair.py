@@ -19,7 +19,8 @@ import numpy as np, pandas as pd
 from threadpoolctl import threadpool_limits
 
 from ..core import Budget, InputError, git_commit, hardware, unknown_name_message
-from .fairness_metrics import compute_metrics, equalized_odds_interval, smallest_cell
+from .fairness_metrics import (
+    compute_metrics, equalized_odds_interval, equalized_odds_noise_floor, smallest_cell)
 from .incremental import anneal_incremental
 from .networks import (
     TRAINING_RECIPES, TrainingRecipe, as_layers, list_authors_networks, load_authors_network, train)
@@ -143,10 +144,14 @@ class NeuronRepairResult:
     n_rows: int           # number of these rows
     smallest_cell: tuple  # group, label and number of rows of the smallest cell of these rows
     eod_interval: tuple | None # 95 % interval of EOD on test rows after the repair: low, high
+    eod_noise_floor: float | None # EOD on test rows by chance, as `equalized_odds_noise_floor`
 
     def __repr__(self):
         group, label, n = self.smallest_cell
-        held_out = "EOD on test rows in [{:.4f}, {:.4f}] (95 %)\n".format(*self.eod_interval) if self.eod_interval else ""
+        held_out = ""
+        if self.eod_interval:
+            held_out = "EOD on test rows in [{:.4f}, {:.4f}] (95 %); ".format(*self.eod_interval)
+            held_out += f"equal rates would show {self.eod_noise_floor:.4f} by chance\n"
         none = "" if self.drop_mask.any() else ": no state of the search is fairer at the required F1 (threshold)"
         return (f"{int(self.drop_mask.sum())} of {len(self.drop_mask)} neurons dropped{none}\n"
                 f"searched on {self.n_rows:,} rows ({self.rows}), the fewest, {n:,}, of {group} with label {label}\n"
@@ -202,12 +207,13 @@ def repair_classifier(
             drop_mask = good[resampled_costs(mlp, cost, good, rng=rng).argmin()]
     masks = {"original": np.zeros(mlp.n, bool), "repaired": drop_mask}
     metrics = evaluate_drop_masks(weights, biases, table, masks, drop_mode=plan.drop_mode)
-    interval, (group, label, n) = None, smallest_cell(mlp.totals)
+    interval, floor, (group, label, n) = None, None, smallest_cell(mlp.totals)
     if "test" in table.split_indices:
         held_out = PrunableMLP(weights, biases, *table.split("test"), drop_mode=plan.drop_mode)
-        interval = equalized_odds_interval(count_positives(held_out, [drop_mask])[0], held_out.totals)
+        counts = count_positives(held_out, [drop_mask])[0], held_out.totals
+        interval, floor = equalized_odds_interval(*counts), equalized_odds_noise_floor(*counts)
     return NeuronRepairResult(drop_mask, plan.drop_mode, metrics, found, name, mlp.n_rows,
-                              (table.group_names[group], label, n), interval)
+                              (table.group_names[group], label, n), interval, floor)
 
 # %% ../../nbs/tabular/08_neufair.ipynb #c031b
 _short = dict(dropout=.2, optimiser="adam", learning_rate=.001, epochs=60, batch_size=256, balanced=True, patience=20)

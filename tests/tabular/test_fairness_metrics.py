@@ -1,11 +1,13 @@
 "Group metrics against fairlearn and scikit-learn, on random decisions."
+import itertools
+
 import numpy as np, pytest
 from fairlearn import metrics as fairlearn
 from sklearn import metrics as sklearn
 
 from fairness_repair.tabular.fairness_metrics import (
     accuracy_score, count_by_group_label, demographic_parity_difference, equal_opportunity_difference,
-    equalized_odds_difference, equalized_odds_interval, f1_score, group_label_codes,
+    equalized_odds_difference, equalized_odds_interval, equalized_odds_noise_floor, f1_score, group_label_codes,
     predictive_parity_difference, smallest_cell)
 
 
@@ -56,3 +58,20 @@ def test_interval_of_a_rate_without_rows_is_everything_and_the_smallest_cell_is_
     totals = np.array([[5, 0], [7, 3], [0, 0]])
     assert smallest_cell(totals) == (0, 1, 0)
     assert equalized_odds_interval(np.array([[1, 0], [1, 3], [0, 0]]), totals)[1] == 1
+
+
+def test_noise_floor_equals_the_enumerated_mean():
+    "Mean over all outcomes of binomial counts, weighted by their probabilities; uncompared rows do not matter."
+    from scipy.stats import binom
+    totals, positives = np.array([[3, 2], [4, 3], [9, 9]]), np.array([[1, 2], [2, 1], [9, 0]])
+    rates = positives[:2].sum(0)/totals[:2].sum(0)
+    cells = [(totals[g, label], rates[label]) for g in (0, 1) for label in (0, 1)]
+    mean = squares = 0.
+    for counts in itertools.product(*(range(n + 1) for n, _ in cells)):
+        chance = np.prod([binom.pmf(k, n, rate) for k, (n, rate) in zip(counts, cells)])
+        drawn = np.vstack([np.reshape(counts, (2, 2)), [0, 0]])
+        eod = equalized_odds_difference(drawn, totals)
+        mean, squares = mean + chance*eod, squares + chance*eod**2
+    n = 20_000
+    error = np.sqrt((squares - mean**2)/n)
+    assert abs(equalized_odds_noise_floor(positives, totals, n_draws=n) - mean) < 5*error
