@@ -7,7 +7,7 @@ __all__ = ['MAX_DROPPED', 'PUBLISHED', 'STRATEGIES', 'DEVELOPMENT_RECIPES', 'def
            'best_single_neuron', 'resampled_costs', 'RepairStrategy', 'get_strategy', 'geometric_cooling',
            'search_neurons', 'NeuronRepairResult', 'evaluate_drop_masks', 'repair_classifier', 'network_configs',
            'first_attribute', 'RepairConfig', 'experiment_configs', 'RepairProblem', 'load_problem', 'ProblemCache',
-           'run_repair', 'run_experiment']
+           'run_repair', 'run_experiment', 'stored_noise_floor']
 
 # %% ../../nbs/tabular/08_neufair.ipynb #c002
 from dataclasses import asdict, dataclass
@@ -28,7 +28,7 @@ from .neurons import (
     ROWS, Cost, PrunableMLP, check_cost_settings, count_positives, forward_logits, make_cost, select_rows)
 from .postprocessing import POSTPROCESSING, postprocess
 from ..search import SearchResult, genetic_search, log_cooling, random_search
-from ..states import SearchSpace, state_to_hex
+from ..states import SearchSpace, state_from_hex, state_to_hex
 from .tables import DATA_SETS, PAPER_SETTINGS, Table, load_table
 
 # %% ../../nbs/tabular/08_neufair.ipynb #c007
@@ -389,3 +389,16 @@ def run_experiment(
     setting = [PAPER_SETTINGS.get(pair, f"{pair[0]}, {pair[1]}") for pair in settings]
     dropout = table.get("dropout", pd.Series(np.nan, table.index)).fillna(0.)
     return table.assign(setting=setting, dropout=dropout)
+
+# %% ../../nbs/tabular/08_neufair.ipynb #f012
+def stored_noise_floor(
+    outcome, # row of the table of `run_experiment`, of a strategy in `STRATEGIES`
+    load=load_problem, # function that loads the problem, e.g. a `ProblemCache`
+) -> float:
+    "Compute the noise floor of EOD on test rows, at the rates of a stored repair."
+    names = ("dataset", "protected", "seed", "networks")
+    problem = load(*(outcome[name] for name in names), outcome["dropout"] or None)
+    drop_mode = get_strategy(outcome["strategy"]).drop_mode
+    mlp = PrunableMLP(*problem.layers, *problem.table.split("test"), drop_mode=drop_mode)
+    mask = state_from_hex(outcome["state"], mlp.n)
+    return equalized_odds_noise_floor(count_positives(mlp, [mask])[0], mlp.totals)
