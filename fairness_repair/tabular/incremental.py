@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from .fairness_metrics import FAIRNESS_METRICS, count_by_group_label
-from .neurons import Cost, PrunableMLP, count_positives, preactivations
+from .neurons import Cost, PrunableMLP, count_positives, preactivations, row_parts
 from ..search import BudgetedCost, SearchResult, log_cooling, run_search, temperatures_of_walks
 from ..states import SearchSpace, states_from_uniforms
 
@@ -58,13 +58,14 @@ def _net_arrays(mlp:PrunableMLP) -> NetArrays:
 # %% ../../nbs/tabular/06_incremental.ipynb #c008
 def _refresh(mlp:PrunableMLP, chain:ChainState):
     "Fill a chain's caches by a full forward pass."
-    *hidden, logit = preactivations(mlp, chain.state)
     states = np.split(chain.state, np.cumsum(mlp.hidden_sizes)[:-1])
-    for l, z in enumerate(hidden):
-        chain.z[l][:] = z
-        chain.alive[l][:] = ~states[l]
-        chain.largest[l][:] = np.maximum(z.max(0), 0)
-    chain.logit[:] = logit[:, 0]
+    for state, alive, largest in zip(states, chain.alive, chain.largest): alive[:], largest[:] = ~state, 0
+    for rows in row_parts(mlp.n_rows):
+        *hidden, logit = preactivations(mlp, chain.state, rows)
+        for z, cached_z, largest in zip(hidden, chain.z, chain.largest):
+            cached_z[rows] = z
+            np.maximum(largest, z.max(0), out=largest)
+        chain.logit[rows] = logit[:, 0]
     chain.positives[:] = count_by_group_label(chain.logit > 0, mlp.group_labels, mlp.n_groups)
 
 # %% ../../nbs/tabular/06_incremental.ipynb #f093ed20
