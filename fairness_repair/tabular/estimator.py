@@ -21,9 +21,8 @@ from torch import nn
 
 from ..core import Budget, InputError, unknown_name_message
 from ..states import SearchSpace
-from fairness_repair.tabular.fairness_metrics import (
-    compute_metrics, count_by_group_label, equalized_odds_interval, equalized_odds_noise_floor,
-    group_label_codes, smallest_cell)
+from .fairness_metrics import compute_metrics, count_by_group_label, group_label_codes, smallest_cell
+from .fairness_metrics import equalized_odds_interval, equalized_odds_noise_floor
 from .networks import (
     apply_drop_mask, as_layers, check_activation, predict, predict_proba, read_raw_features, train_on_rows)
 from .neufair import default_search_space, get_strategy, repair_classifier
