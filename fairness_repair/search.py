@@ -48,7 +48,9 @@ def _evaluate(self:BudgetedCost, states):
 @patch
 def __call__(self:BudgetedCost, states) -> np.ndarray:
     "Return the costs of the first states, as many as the budget allows."
-    if self.known is None: return self._evaluate(states[:self.budget.affordable(len(states))])
+    if self.known is None:
+        n = self.budget.affordable(len(states))
+        return self._evaluate(states[:n]) if n else np.zeros(0)
     found = []
     for state in states:
         if (key := state.tobytes()) not in self.known:

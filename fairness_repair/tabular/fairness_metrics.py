@@ -113,7 +113,9 @@ def _largest_bounds(part, whole, z): # lower, upper
     rate, (low, high) = part/np.maximum(whole, 1), _wilson(part, whole, z)
     pairs = lambda a, b: a[:, None] + b[None] # group, other group, label
     difference, down, up = pairs(rate, -rate), (rate - low)**2, (high - rate)**2
-    return (difference - np.sqrt(pairs(down, up))).max(), (difference + np.sqrt(pairs(up, down))).max()
+    lower, upper = difference - np.sqrt(pairs(down, up)), difference + np.sqrt(pairs(up, down))
+    others = ~np.eye(len(rate), dtype=bool)
+    return lower[others].max(), upper[others].max()
 
 # %% ../../nbs/tabular/04_fairness_metrics.ipynb #2d816025
 def equalized_odds_interval(

@@ -423,12 +423,14 @@ def _annealing_steps(
         costs = np.concatenate([first, walker.walk(chain, np.ones(n_temperature_steps), True)[1]])
         T0 = temperatures_of_walks(costs[:, None], chi_0=chi_0)[0]
         chain.state[:] = start[0]
-    if budget.reason: return
-    chain.cost[:] = walker.budgeted(start)
+    first = walker.budgeted(start)
+    if not len(first): return # the budget has ended
+    chain.cost[:] = first
     while not budget.reason:
         if accept_all: T = np.full(steps_per_block, np.inf)
         else: T = np.maximum(cooling(T0, i + np.arange(steps_per_block)), 1e-300)
         accepted, _ = walker.walk(chain, T, accept_all)
+        if not len(accepted): return
         temperature = 0 if accept_all else T[len(accepted) - 1]
         yield dict(cost=chain.cost[0], temperature=temperature, accepted=accepted.mean())
         i += steps_per_block

@@ -151,7 +151,7 @@ class NeuronRepairResult:
         held_out = ""
         if self.eod_interval:
             held_out = "EOD on test rows in [{:.4f}, {:.4f}] (95 %); ".format(*self.eod_interval)
-            held_out += f"equal rates would show {self.eod_noise_floor:.4f} by chance\n"
+            held_out += f"equal rates would show {self.eod_noise_floor:.4f} on average\n"
         none = "" if self.drop_mask.any() else ": no state of the search is fairer at the required F1 (threshold)"
         return (f"{int(self.drop_mask.sum())} of {len(self.drop_mask)} neurons dropped{none}\n"
                 f"searched on {self.n_rows:,} rows ({self.rows}), the fewest, {n:,}, of {group} with label {label}\n"

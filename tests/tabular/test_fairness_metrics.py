@@ -75,3 +75,18 @@ def test_noise_floor_equals_the_enumerated_mean():
     n = 20_000
     error = np.sqrt((squares - mean**2)/n)
     assert abs(equalized_odds_noise_floor(positives, totals, n_draws=n) - mean) < 5*error
+
+
+@pytest.mark.parametrize("totals", [[[1000, 40], [1000, 4000]], [[200, 64], [3000, 700]], [[30, 50], [20, 9]]])
+def test_interval_is_that_of_two_different_groups(totals):
+    "Newcombe's upper bound of both labels and both orders; a small cell is not compared with itself."
+    from scipy.stats import binomtest
+    totals = np.array([*totals, [0, 0]])
+    positives = totals//2
+    bounds = []
+    for label, a, b in itertools.product((0, 1), (0, 1), (0, 1)):
+        if a == b: continue
+        (p, _, u), (q, l, _) = ((t.statistic, *t.proportion_ci(.95, method="wilson")) for t in (
+            binomtest(int(positives[g, label]), int(totals[g, label])) for g in (a, b)))
+        bounds.append(p - q + np.sqrt((u - p)**2 + (q - l)**2))
+    np.testing.assert_allclose(equalized_odds_interval(positives, totals)[1], max(bounds), rtol=1e-6)

@@ -80,3 +80,11 @@ def test_budget_in_seconds():
     mlp = network((8, 12, 10, 1), rows=700)
     found = anneal_incremental(mlp, make_cost(mlp), SearchSpace(mlp.n, 2, 9), budget=Budget(seconds=.5))
     assert found.stop_reason == "seconds" and found.n_evaluations > 1
+
+
+def test_a_budget_may_end_before_any_step():
+    "Time can run out between two steps: the search returns the best so far, without an error."
+    mlp = network((8, 12, 10, 1), rows=700)
+    for states in (1, 2, 3):
+        found = anneal_incremental(mlp, make_cost(mlp), SearchSpace(mlp.n, 2, 9), budget=states, T0=.1)
+        assert found.n_evaluations == states and found.cost <= found.original_cost
