@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAIRNESS_METRICS', 'group_label_codes', 'count_by_group_label', 'equalized_odds_difference',
            'equal_opportunity_difference', 'demographic_parity_difference', 'predictive_parity_difference', 'f1_score',
-           'accuracy_score', 'compute_metrics', 'smallest_cell', 'equalized_odds_interval',
+           'accuracy_score', 'compute_metrics', 'smallest_cell', 'equalized_odds_interval', 'f1_standard_error',
            'equalized_odds_noise_floor']
 
 # %% ../../nbs/tabular/04_fairness_metrics.ipynb #c002
@@ -127,6 +127,14 @@ def equalized_odds_interval(
     lower, _ = _largest_bounds(part, whole, norm.isf(.025/(n*(n - 1)))) # n (n - 1)/2 pairs, 2 labels
     _, upper = _largest_bounds(part, whole, norm.isf(.025))
     return float(max(0, lower)), float(min(1, upper))
+
+# %% ../../nbs/tabular/04_fairness_metrics.ipynb #f1err1
+def f1_standard_error(positives, totals): # as in `equalized_odds_difference`
+    "Compute the standard error of F1 over random rows (delta method); 0 if no row is or is predicted positive."
+    true, actual = positives[..., 1].sum(-1), totals[..., 1].sum(-1)
+    either = np.maximum(positives.sum((-1, -2)) + actual, 1) # 2 TP + FP + FN
+    f1 = 2*true/either
+    return np.sqrt(4*(1 - f1)**2*true + f1**2*(either - 2*true))/either
 
 # %% ../../nbs/tabular/04_fairness_metrics.ipynb #f002
 def equalized_odds_noise_floor(

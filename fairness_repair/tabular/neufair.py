@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from ..core import Budget, InputError, git_commit, hardware, unknown_name_message
 from .fairness_metrics import (
-    compute_metrics, equalized_odds_interval, equalized_odds_noise_floor, smallest_cell)
+    compute_metrics, equalized_odds_interval, equalized_odds_noise_floor, f1_score, f1_standard_error, smallest_cell)
 from .incremental import anneal_incremental
 from .networks import (
     TRAINING_RECIPES, TrainingRecipe, as_layers, list_authors_networks, load_authors_network, train)
@@ -85,14 +85,15 @@ class RepairStrategy:
     cooling: str = "geometric" # "geometric": to a thousandth over the budget; "log": the published schedule
     chi_0: float = .75         # share of uphill moves that the first temperature accepts
     n_best: int = 60           # best distinct states that are compared on bootstrap samples; 1: no comparison
-    margin: float = .005       # added to the F1 threshold while searching
+    margin: float | None = .005 # added to the F1 threshold while searching; None: one relative standard error of F1
     rounded_f1: bool = False   # take the original's F1 from the authors' file name, rounded, as published
 
 # %% ../../nbs/tabular/08_neufair.ipynb #18b479f9
 PUBLISHED = dict(drop_mode="keep_bias", penalty_shape="step", cooling="log", n_best=1, margin=0.)
 STRATEGIES = {
-    "SA": RepairStrategy(), "SA, cool": RepairStrategy(chi_0=.05), "RW": RepairStrategy("RW"), "single": RepairStrategy("single"),
-    "random": RepairStrategy("random"), "genetic": RepairStrategy("genetic"),
+    "SA": RepairStrategy(), "SA, cool": RepairStrategy(chi_0=.05), "SA, F1 margin": RepairStrategy(margin=None),
+    "RW": RepairStrategy("RW"), "single": RepairStrategy("single"), "random": RepairStrategy("random"),
+    "genetic": RepairStrategy("genetic"),
     "SA, paper": RepairStrategy(**PUBLISHED), "RW, paper": RepairStrategy("RW", **PUBLISHED),
     "single, paper": RepairStrategy("single", rounded_f1=True, **PUBLISHED)}
 
@@ -131,6 +132,11 @@ def search_neurons(
     cooling = geometric_cooling(n_states) if strategy.cooling == "geometric" and n_states else log_cooling
     return anneal_incremental(mlp, cost, space, n_temperature_steps=n_temperature_steps, cooling=cooling,
                               chi_0=strategy.chi_0, accept_all=strategy.search == "RW", **kwargs)
+
+# %% ../../nbs/tabular/08_neufair.ipynb #f1m1
+def _f1_error(mlp): # relative, e.g. 0.01
+    original = count_positives(mlp, [np.zeros(mlp.n, bool)])[0]
+    return float(f1_standard_error(original, mlp.totals)/max(f1_score(original, mlp.totals), 1e-9))
 
 # %% ../../nbs/tabular/08_neufair.ipynb #c025
 @dataclass
@@ -194,7 +200,8 @@ def repair_classifier(
     weights, biases = network if isinstance(network, tuple) else as_layers(network, table=table)
     name, rows = select_rows(table, rows)
     mlp = PrunableMLP(weights, biases, table.X[rows], table.y[rows], table.group[rows], drop_mode=plan.drop_mode)
-    cost = make_cost(mlp, metric=metric, penalty=penalty, threshold=min(1., threshold + plan.margin),
+    margin = _f1_error(mlp) if plan.margin is None else plan.margin
+    cost = make_cost(mlp, metric=metric, penalty=penalty, threshold=min(1., threshold + margin),
                      penalty_shape=plan.penalty_shape, reference_f1=published_f1 if plan.rounded_f1 else None)
     if plan.search == "single": found, drop_mask = None, best_single_neuron(single_neuron_costs(mlp, cost))
     else:
