@@ -16,14 +16,16 @@ from .metrics import ci_half_width
 METHOD_COLOURS = {
     "original": "black", "AP": "#0072B2", "FASP": "#D55E00", "SA": "#009E73", "random": "#CC79A7",
     "control": "#999999", "RW": "#E69F00", "single": "#8C564B", "genetic": "#7B5EA7",
-    "SA, paper": "#66B39B", "RW, paper": "#F0C674", "SA, cool": "#00664B", "single, paper": "#C49C94",
+    "SA, paper": "#66B39B", "RW, paper": "#F0C674", "SA, cool": "#7FB3D5", "SA, F1 margin": "#00664B",
+    "single, paper": "#C49C94",
     "gradient": "#B22222", "gating": "#BCBD22", "AP first order": "#17BECF", "FASP gradient": "#F0A080",
     "active": "#003A70", "active MLP": "#56B4E9", "bias only": "#E69F00", "ppl only": "#56B4E9",
     "magnitude": "#8C510A", "mask gradient": "#5D3A9B"}
 METHOD_MARKERS = {
     "original": "*", "AP": "o", "FASP": "s", "SA": "^", "random": "D", "control": "x", "RW": "v",
     "single": "P", "genetic": "h", "gradient": "X", "gating": "p", "AP first order": "o", "FASP gradient": "s",
-    "active": "*", "active MLP": "p", "SA, cool": "^", "SA, paper": "^", "RW, paper": "v", "single, paper": "P"}
+    "active": "*", "active MLP": "p", "SA, cool": "D", "SA, F1 margin": "^",
+    "SA, paper": "^", "RW, paper": "v", "single, paper": "P"}
 
 # %% ../nbs/05_plots.ipynb #233ea198
 METHOD_SIZES = {"original": 140, "random": 110, "AP": 40} # different, so that overlapping points stay visible
@@ -32,7 +34,8 @@ METHOD_LABELS = {
     "AP first order": "AP, first order known", "FASP gradient": "FASP, gradient scores",
     "active": "AP in rounds, pairs", "active MLP": "AP in rounds, networks", "SA": "annealing",
     "RW": "random walk", "single": "single neuron",
-    "SA, cool": "annealing, default", "SA, paper": "annealing, as published", "RW, paper": "random walk, as published",
+    "SA, cool": "annealing, cooler start", "SA, F1 margin": "annealing, default",
+    "SA, paper": "annealing, as published", "RW, paper": "random walk, as published",
     "single, paper": "single neuron, as published", "random": "random search",
     "control": "random heads, same number"}
 

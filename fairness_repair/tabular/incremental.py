@@ -423,9 +423,9 @@ def _annealing_steps(
         costs = np.concatenate([first, walker.walk(chain, np.ones(n_temperature_steps), True)[1]])
         T0 = temperatures_of_walks(costs[:, None], chi_0=chi_0)[0]
         chain.state[:] = start[0]
-    first = walker.budgeted(start)
-    if not len(first): return # the budget has ended
-    chain.cost[:] = first
+    start_cost = walker.budgeted(start)
+    if not len(start_cost): return # the budget has ended
+    chain.cost[:] = start_cost
     while not budget.reason:
         if accept_all: T = np.full(steps_per_block, np.inf)
         else: T = np.maximum(cooling(T0, i + np.arange(steps_per_block)), 1e-300)
