@@ -25,7 +25,7 @@ from .fairness_metrics import compute_metrics, count_by_group_label, group_label
 from .fairness_metrics import equalized_odds_interval, equalized_odds_noise_floor
 from .networks import (
     apply_drop_mask, as_layers, check_activation, predict, predict_proba, read_raw_features, train_on_rows)
-from .neufair import default_search_space, get_strategy, repair_classifier
+from .neufair import DEFAULT_STRATEGY, default_search_space, get_strategy, repair_classifier
 from .neurons import check_cost_settings
 from .tables import Table
 
@@ -177,7 +177,7 @@ class NeuFairClassifier(ClassifierMixin, BaseEstimator):
         *,
         sensitive_columns=None, # columns of X that are the groups, if `fit` gets no `sensitive_features`
         recipe="small_data",    # how a network is trained if `estimator` is None, as in `train`
-        strategy="SA",          # of the search, as in `repair_classifier`
+        strategy=DEFAULT_STRATEGY, # of the search, as in `repair_classifier`
         budget=20_000,          # states of the search
         metric="eod",           # unfairness to minimise: "eod", "spd", "eopp" or "ppd"
         min_f1_share=.98,       # share of the F1 of `classes_[1]` that must remain
