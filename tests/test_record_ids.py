@@ -115,7 +115,8 @@ def test_recorded_searches_are_found():
         configs += experiment_configs("all", networks="authors", seeds=12, strategies=POSTPROCESSING, rows="val")
         assert not store.missing([config.to_record() for config in configs])
     with Store(paths.data/"results"/"neufair-margin-authors.sqlite") as store:
-        settings = dict(networks="authors", seeds=12, strategies=("SA, F1 margin",), budget=20000, metric="eod", penalty=3., threshold=.98)
+        settings = dict(networks="authors", seeds=12, strategies=("SA, F1 margin",), budget=20000, metric="eod",
+                        penalty=3., threshold=.98)
         configs = [config for more in (dict(rows="train+val", repeats=5), dict(rows="train+val"), dict(rows="val"))
                    for config in experiment_configs("all", **settings, **more)]
         assert len(configs) == 72*7 and not store.missing([config.to_record() for config in configs])
